@@ -1,0 +1,58 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo dev test unit lint bench lock clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/barecount demo
+
+dev: $(VENV)/.installed
+	@$(BIN)/barecount dev
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check barecount_assets resources tests
+	$(BIN)/barecount check
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check barecount_assets resources tests
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m tests.benchmarks
+
+# The lock files name versions and hashes, and no registry.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		pyproject.toml --group test -c requirements.lock -o requirements-test.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		pyproject.toml --group test --group benchmarks -c requirements.lock -o requirements-bench.lock
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "BareCount needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created requirements.lock pyproject.toml
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-test.lock
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-test requirements-bench.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-bench.lock
+	@touch $@
+
+clean:
+	-$(BIN)/barecount stop
+	rm -rf .barecount $(VENV)

@@ -1,0 +1,1 @@
+"""The `barecount` command. Heavy libraries are imported by the verb that needs them."""

@@ -1,0 +1,55 @@
+"""`barecount dev`: the Dagster UI and daemon, as child processes on the project's database."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from barecount_assets.instance import prepare
+from resources.runtime.database import Database
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.runtime.settings import Settings
+
+_HOST = "127.0.0.1"
+
+
+def serve(settings: Settings, port: int) -> int:
+    """Serve until interrupted; returns the exit code of Dagster.
+
+    Raises:
+        BareCountError: network.port_in_use; declaration.invalid before anything starts.
+    """
+    from resources.governance import declarations
+
+    declarations.load(settings.project_dir)
+    _require_free(port)
+    database = Database.open(settings)
+    environment = {**os.environ, **prepare(settings, database)}
+    print(f"Dagster UI: http://{_HOST}:{port}  (Ctrl-C stops it; PostgreSQL keeps running, see `barecount stop`)",
+          flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dagster", "dev", "-m", "barecount_assets.definitions", "-h", _HOST, "-p", str(port)],
+        env=environment, cwd=settings.project_dir,
+    )
+
+    def forward(number: int, frame: object) -> None:
+        process.send_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, forward)
+    return 0 if process.wait() in (0, -signal.SIGINT, 130) else 1
+
+
+def _require_free(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            raise BareCountError(
+                ErrorCode.PORT_IN_USE, f"port {port} on {_HOST} cannot be used: {error.strerror}",
+                hint=f"choose another: barecount dev --port {port + 1 if port < 65535 else 3000}",
+            ) from error

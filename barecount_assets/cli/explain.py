@@ -1,0 +1,64 @@
+"""`barecount explain`: a proof, readable."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from barecount_assets.cli import output
+from barecount_assets.proof import Proof
+
+_LISTED_BATCHES = 8
+
+
+def show(proof: Proof, *, as_json: bool) -> None:
+    """Print the proof chain, from the value back to the files."""
+    if as_json:
+        output.print_json(proof.to_json())
+        return
+    console = output.console()
+    console.print(f"[bold]{proof.kpi}[/] {proof.period}, tenant {proof.tenant_id}, KPI version {proof.kpi_version}")
+    console.print(f"  formula: {proof.formula}  (unit: {proof.unit})")
+    dimensions = [name for name in proof.values[0] if name not in _FIXED]
+    console.print(output.table(
+        None, ("grain", *dimensions, "value", "numerator", "denominator", "GDP rows"),
+        [(v["grain"], *(v[d] or "all" for d in dimensions), _number(v["value"]), _number(v["numerator"]),
+          _number(v["denominator"]), v["source_rows"]) for v in proof.values],
+        right=range(1 + len(dimensions), 5 + len(dimensions))))
+    publication = proof.publication
+    console.print(f"published  version {publication['version']} at {publication['published_at']:%Y-%m-%d %H:%M:%S} UTC, "
+                  f"{publication['row_count']} rows, sha256 {publication['content_sha256'][:16]}…, "
+                  f"evidence {publication['evidence_seq']}")
+    for gate in proof.gates:
+        console.print(f"gate       {gate['gate']}: {gate['summary']}, evidence {gate['evidence']}", soft_wrap=True)
+    for gdp in proof.gdps:
+        console.print(f"GDP        {gdp['name']}: {gdp['rows']:,} rows as of run {publication['run_id']}, contract "
+                      f"{gdp['contract_version']}, sha256 {gdp['content_sha256'][:16]}…")
+    datasets = Counter(batch["dataset"] for batch in proof.batches)
+    for dataset, count in sorted(datasets.items()):
+        own = [batch for batch in proof.batches if batch["dataset"] == dataset]
+        console.print(f"raw        {dataset}: {count} batches, {sum(b['received'] for b in own):,} records received, "
+                      f"{sum(b['accepted'] for b in own):,} accepted, {sum(b['quarantined'] for b in own):,} quarantined")
+        for batch in own[:_LISTED_BATCHES]:
+            console.print(f"             {batch['source_id']}  sha256 {batch['content_sha256'][:16]}…  contract "
+                          f"{batch['contract_version']}  evidence {batch['evidence_seq']}", style="dim")
+        if count > _LISTED_BATCHES:
+            console.print(f"             and {count - _LISTED_BATCHES} more (--json lists all)", style="dim")
+    console.print(f"code       {proof.code_version[:16]}…, manifest {proof.manifest_hash[:16]}…")
+    failed = [item for item in proof.verified if not item.ok]
+    if proof.holds:
+        console.print(f"[green]verified[/]   {len(proof.verified)} checksums recomputed and "
+                      f"{proof.evidence['entries_in_chain']} entries of evidence followed: everything matches")
+        return
+    console.print(f"[red]NOT PROVEN[/] {len(failed)} of {len(proof.verified)} checksums do not match")
+    for item in failed:
+        console.print(f"  {item.name}: evidence says {item.expected[:16]}…, found {item.found[:16]}", soft_wrap=True)
+    for finding in proof.findings:
+        console.print(f"  evidence: {finding}", soft_wrap=True)
+
+
+def _number(value: object) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+_FIXED = {"tenant_id", "grain", "period", "period_start", "fiscal_year", "fiscal_period", "value", "numerator",
+          "denominator", "source_rows", "kpi_version"}

@@ -1,0 +1,70 @@
+"""How the command speaks: for people with rich, for scripts as JSON, errors as one envelope."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from resources.runtime.errors import BareCountError
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def console():
+    """Rich console on standard output, made when first needed."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    json.dump(document, sys.stdout, ensure_ascii=False, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def print_error(error: BareCountError, *, as_json: bool) -> None:
+    """The error envelope: JSON on standard output, or a short text for people on standard error."""
+    if as_json:
+        print_json(error.envelope())
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    err = Console(stderr=True, highlight=False)
+    err.print(f"[bold red]error[/] [dim]{error.code.value}[/]  {escape(error.message)}", soft_wrap=True)
+    if error.hint:
+        err.print(f"[bold]hint[/]   {escape(error.hint)}", soft_wrap=True)
+    retry = "a retry may help" if error.retryable else "a retry alone will not help"
+    err.print(f"[dim]{retry}; correlation id {error.correlation_id}[/]")
+
+
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()):
+    """A plain table; `right` lists the numbers of right-aligned columns."""
+    from rich import box
+    from rich.table import Table
+
+    result = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for number, column in enumerate(columns):
+        result.add_column(column, justify="right" if number in right else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(str(cell) for cell in row))
+    return result
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One character per value, scaled from the least to the greatest."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(_BARS[1 + round((value - low) / span * (len(_BARS) - 2))] for value in values)
+
+
+def bar(value: float, greatest: float, width: int) -> str:
+    """A horizontal bar with eighths of a character."""
+    eighths = round(max(value, 0.0) / greatest * width * 8) if greatest > 0 else 0
+    full, rest = divmod(eighths, 8)
+    return "█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")

@@ -1,0 +1,81 @@
+"""`barecount status`: what is published and how fresh, what waits, what failed."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from barecount_assets.cli import output
+from barecount_assets.stages.environment import StageEnvironment
+from resources.runtime.database import fetch_dicts
+
+
+def show(environment: StageEnvironment, *, as_json: bool) -> None:
+    """Print one line per pipeline and tenant."""
+    rows = [_state(environment, pipeline, tenant)
+            for pipeline, manifest in sorted(environment.declarations.pipelines.items())
+            for tenant in manifest.spec.tenants]
+    if as_json:
+        output.print_json(rows)
+        return
+    console = output.console()
+    console.print(output.table(
+        None, ("pipeline", "tenant", "batches", "quarantined", "GDPs of run", "gates", "published", "age", "freshness"),
+        [(r["pipeline"], r["tenant"], r["batches"], r["quarantined"], r["run_id"] or "-", r["gates"],
+          r["published"] or "-", _age(r["published_at"]), r["freshness"]) for r in rows], right=(2, 3, 4)))
+    for row in rows:
+        for gate in row["failed_gates"]:
+            console.print(f"[red]failed gate[/] {row['pipeline']} {row['tenant']}: {gate}", soft_wrap=True)
+
+
+def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[str, Any]:
+    manifest = environment.declarations.effective(pipeline, tenant)
+    with environment.database.connect(autocommit=True) as connection:
+        row = fetch_dicts(connection, _STATE, (tenant, pipeline))[0]
+        failed = fetch_dicts(connection, _FAILED, (tenant, pipeline))
+    freshness = manifest.spec.slos.freshness
+    published_at: dt.datetime | None = row["published_at"]
+    if published_at is None:
+        state = "never published"
+    elif freshness is None:
+        state = "no SLO"
+    else:
+        late = dt.datetime.now(dt.UTC) - published_at > dt.timedelta(hours=freshness.max_lag_hours)
+        state = f"late (SLO {freshness.max_lag_hours:g} h)" if late else "within SLO"
+    return {
+        "pipeline": pipeline, "tenant": tenant, **row, "freshness": state,
+        "gates": f"{len(failed)} failed" if failed else ("passed" if row["decided"] else "-"),
+        "failed_gates": [f"{gate['kpi']} {gate['gate']}: {gate['summary']}" for gate in failed],
+    }
+
+
+def _age(at: dt.datetime | None) -> str:
+    if at is None:
+        return "-"
+    seconds = int((dt.datetime.now(dt.UTC) - at).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+_STATE = """
+select
+    (select count(*) from platform.raw_batch where tenant_id = $1 and pipeline = $2 and is_current) as batches,
+    (select count(*) from platform.quarantine where tenant_id = $1 and pipeline = $2) as quarantined,
+    (select max(run_id) from platform.stage_run
+     where tenant_id = $1 and pipeline = $2 and stage = 'normalization') as run_id,
+    (select count(*) from platform.gate_result where tenant_id = $1 and pipeline = $2) as decided,
+    (select string_agg(c.name || ' v' || c.version, ', ' order by c.name)
+     from published.current_version c join platform.publication p using (tenant_id, name, version)
+     where c.tenant_id = $1 and p.pipeline = $2) as published,
+    (select max(finished_at) from platform.stage_run
+     where tenant_id = $1 and pipeline = $2 and stage = 'publish') as published_at
+"""
+_FAILED = """
+select kpi, gate, summary from platform.gate_result
+where tenant_id = $1 and pipeline = $2 and not passed and run_token = (
+    select run_token from platform.stage_run where tenant_id = $1 and pipeline = $2 and stage = 'kpi_build'
+    order by evidence_seq desc limit 1)
+order by kpi, gate
+"""

@@ -1,0 +1,58 @@
+"""Everything Dagster sees, made from manifests. No network and no database at import.
+
+https://docs.dagster.io/guides/build/projects-and-components/organizing-dagster-projects
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from barecount_assets import jobs, schedules, sensors
+from barecount_assets.assets import raw, transforms
+from barecount_assets.runner import Runner
+from resources.governance import declarations as declared
+from resources.runtime.settings import Settings
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+
+def build_defs(project_dir: Path | None = None, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Fresh definitions of every declared pipeline.
+
+    Args:
+        project_dir: where `contracts/` is; the current project by default.
+        resources: replacements for resources by name (`runner`), so that tests and commands swap parts.
+
+    Raises:
+        BareCountError: declaration.invalid, naming every wrong declaration.
+    """
+    declarations = declared.load(project_dir or Settings.from_environment().project_dir)
+    assets: list[dg.AssetsDefinition] = []
+    all_jobs, all_schedules, all_sensors = [], [], []
+    for manifest in declarations.pipelines.values():
+        own = [*raw.build(declarations, manifest), *transforms.build(declarations, manifest)]
+        job = jobs.pipeline_job(manifest, own)
+        assets += own
+        all_jobs.append(job)
+        all_schedules += schedules.build(declarations, manifest, job)
+        sensor = sensors.file_drop(manifest, job)
+        all_sensors += [sensor] if sensor else []
+    return dg.Definitions(
+        assets=assets,
+        jobs=all_jobs,
+        schedules=all_schedules,
+        sensors=all_sensors,
+        resources={"runner": Runner(), **(resources or {})},
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    return build_defs()

@@ -1,0 +1,29 @@
+"""Names of things in Dagster: `{layer}/{pipeline}/{name}`, layers being the words of the lifecycle."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+RAW, GDP, KPI, PUBLISHED = "raw", "gdp", "kpi", "published"
+TENANT_TAG = "barecount/tenant"
+SOURCES_TAG = "barecount/sources"
+
+
+def raw(pipeline: str, source: str) -> dg.AssetKey:
+    return dg.AssetKey([RAW, pipeline, source])
+
+
+def calendar(pipeline: str) -> dg.AssetKey:
+    return dg.AssetKey([GDP, pipeline, "calendar"])
+
+
+def gdp(pipeline: str, model: str) -> dg.AssetKey:
+    return dg.AssetKey([GDP, pipeline, model])
+
+
+def kpi(pipeline: str, name: str) -> dg.AssetKey:
+    return dg.AssetKey([KPI, pipeline, name])
+
+
+def published(pipeline: str, name: str) -> dg.AssetKey:
+    return dg.AssetKey([PUBLISHED, pipeline, name])

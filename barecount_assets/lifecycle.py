@@ -1,0 +1,174 @@
+"""Running a pipeline from the command line: one Dagster run per tenant, over a range of days.
+
+Before Dagster is imported at all, the stages are asked whether there is anything to do; a run of which nothing changed
+does no work.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from barecount_assets.instance import open_instance
+from barecount_assets.stages import execute
+from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.manifests import Pipeline
+from resources.runners.facade import Progress
+from resources.runners.stage import Placement, Stage, StageReceipt, StageSpec, iso_window
+from resources.runtime.errors import BareCountError, ErrorCode
+
+_STAGES_AFTER_INGESTION = (Stage.CALENDAR, Stage.NORMALIZATION, Stage.KPI_BUILD, Stage.PUBLISH)
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What was asked for."""
+
+    pipeline: str
+    tenant_id: str
+    start: dt.date
+    end: dt.date
+    source_paths: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class RunOutcome:
+    """What became of it.
+
+    Attributes:
+        changed: False when everything was done already.
+        receipts: those of the stages that ran (or were asked), in order.
+        error: why the run stopped, None when it did not.
+        dagster_run_id: the run in the Dagster UI, None when none was needed.
+    """
+
+    request: RunRequest
+    changed: bool
+    receipts: list[StageReceipt]
+    error: BareCountError | None = None
+    dagster_run_id: str | None = None
+
+
+def window_of(manifest: Pipeline, start: dt.date | None, end: dt.date | None) -> tuple[dt.date, dt.date]:
+    """The asked range, or all declared partitions up to today.
+
+    Raises:
+        BareCountError: usage when the range is empty or outside the pipeline's partitions.
+    """
+    declared = manifest.spec.partitions
+    first = start or declared.start
+    last = end or declared.end or dt.datetime.now(dt.UTC).date()
+    limit = declared.end or dt.datetime.now(dt.UTC).date()
+    if first > last:
+        raise BareCountError(ErrorCode.USAGE, f"the range ends ({last}) before it begins ({first})",
+                             hint="give --from the earlier day")
+    if first < declared.start or last > limit:
+        raise BareCountError(
+            ErrorCode.USAGE,
+            f"{first} to {last} is outside the partitions of {manifest.name}: {declared.start} to {limit}",
+            hint="change the range, or partitions.start in the manifest",
+        )
+    return first, last
+
+
+def specs(manifest: Pipeline, request: RunRequest, *, probe: bool = False) -> list[StageSpec]:
+    """The stages of a run, in order."""
+    runner = manifest.spec.runner
+    placement = Placement(runner.runner_class, runner.size, runner.network_profile)
+    window = iso_window(request.start, request.end)
+    ingestion = [
+        StageSpec(Stage.INGESTION, request.tenant_id, request.pipeline, placement, source.name, window,
+                  dict(request.source_paths), probe)
+        for source in manifest.spec.sources
+    ]
+    stages = [s for s in _STAGES_AFTER_INGESTION if s is not Stage.CALENDAR or manifest.spec.transforms.calendar]
+    return [*ingestion, *(StageSpec(s, request.tenant_id, request.pipeline, placement, probe=probe) for s in stages)]
+
+
+def probe(environment: StageEnvironment, manifest: Pipeline, request: RunRequest) -> list[StageReceipt] | None:
+    """The receipts of everything, when all of it is done already; None as soon as something is to do.
+
+    Raises:
+        BareCountError: what a run would raise: a missing source, a failed gate of an unchanged build.
+    """
+    receipts = []
+    for spec in specs(manifest, request, probe=True):
+        receipt = execute(spec, _silent, environment)
+        if receipt.changed:
+            return None
+        receipts.append(receipt)
+    return receipts
+
+
+def run(
+    environment: StageEnvironment, request: RunRequest, progress: Progress,
+    on_receipt: Callable[[StageReceipt], None] | None = None,
+) -> RunOutcome:
+    """Bring one tenant's numbers up to date for a range of days.
+
+    Raises:
+        BareCountError: declaration.unknown, run.in_progress, source.not_found before anything starts. What stops
+            the run later is in the outcome.
+    """
+    manifest = environment.declarations.effective(request.pipeline, request.tenant_id)
+    with environment.run_lock(request.tenant_id, request.pipeline):
+        done = probe(environment, manifest, request)
+        if done is not None:
+            return RunOutcome(request, False, done)
+        return _run_in_dagster(environment, request, progress, on_receipt)
+
+
+def _run_in_dagster(
+    environment: StageEnvironment, request: RunRequest, progress: Progress,
+    on_receipt: Callable[[StageReceipt], None] | None,
+) -> RunOutcome:
+    instance = open_instance(environment.settings, environment.database)
+    from barecount_assets import keys, partitions
+    from barecount_assets.definitions import build_defs
+    from barecount_assets.runner import Runner
+
+    receipts: list[StageReceipt] = []
+
+    def collect(receipt: StageReceipt) -> None:
+        receipts.append(receipt)
+        if on_receipt is not None:
+            on_receipt(receipt)
+
+    runner = Runner(environment, progress, collect)
+    job = build_defs(environment.settings.project_dir, {"runner": runner}).resolve_job_def(request.pipeline)
+    with instance:
+        result = job.execute_in_process(
+            instance=instance,
+            tags={
+                **partitions.range_tags(request.tenant_id, request.start, request.end),
+                keys.SOURCES_TAG: json.dumps(dict(request.source_paths)),
+            },
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+    return RunOutcome(
+        request, True, receipts, None if result.success else runner.first_error or _gate_error(receipts),
+        result.run_id,
+    )
+
+
+def _gate_error(receipts: Sequence[StageReceipt]) -> BareCountError:
+    """The blocking check that stopped a run in which no stage raised."""
+    failed = [(r, c) for r in receipts for c in r.checks if c.blocking and not c.passed]
+    if not failed:
+        return BareCountError(ErrorCode.INTERNAL, "the run failed outside of its stages",
+                              hint="see the run in `barecount dev`")
+    gates = {c.name for _, c in failed} & {"acceptance", "reconciliation"}
+    return BareCountError(
+        ErrorCode.GATE_FAILED if gates else ErrorCode.SCHEMA_DRIFT,
+        " | ".join(f"{c.asset} {c.name}: {c.summary}" for _, c in failed),
+        hint="nothing was published and the previous publication stays in place; correct the data or the "
+        "declaration and run again",
+        details={"checks": [{"asset": c.asset, "check": c.name, **dict(c.details)} for _, c in failed]},
+    )
+
+
+def _silent(message: str, done: int, total: int) -> None:
+    return None

@@ -1,0 +1,229 @@
+"""The proof chain of a published number, from the value back to the files it came from.
+
+Everything shown is verified while it is collected: hashes of the snapshot, of the GDPs as of the run and of every raw
+object are recomputed and compared with the evidence, and the tenant's whole chain of evidence is checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.kpis import Kpi
+from resources.runtime.database import fetch, fetch_dicts
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.storage import gdp_store, published_store
+from resources.trust import ledger
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One comparison: what it is about, what the evidence says, what was found now."""
+
+    name: str
+    expected: str
+    found: str
+
+    @property
+    def ok(self) -> bool:
+        return self.expected == self.found
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The chain of one value. Evidence is given as entry numbers of the tenant's ledger."""
+
+    tenant_id: str
+    kpi: str
+    period: str
+    unit: str
+    formula: str
+    kpi_version: str
+    values: Sequence[Mapping[str, Any]]
+    publication: Mapping[str, Any]
+    gates: Sequence[Mapping[str, Any]]
+    gdps: Sequence[Mapping[str, Any]]
+    batches: Sequence[Mapping[str, Any]]
+    contracts: Mapping[str, str]
+    code_version: str
+    manifest_hash: str
+    evidence: Mapping[str, int]
+    verified: Sequence[Verified] = field(default=())
+    findings: Sequence[str] = ()
+
+    @property
+    def holds(self) -> bool:
+        return all(item.ok for item in self.verified) and not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "holds": self.holds,
+                "verified": [{**asdict(item), "ok": item.ok} for item in self.verified]}
+
+
+def explain(environment: StageEnvironment, name: str, tenant_id: str | None, period: str) -> Proof:
+    """Collect and verify the proof chain of a KPI's published value.
+
+    Args:
+        name: `pipeline.kpi` or the KPI's name.
+        tenant_id: may be left out when only one tenant has the KPI.
+        period: `YYYY-MM` or `YYYY-MM-DD`.
+
+    Raises:
+        BareCountError: declaration.unknown (KPI, tenant), evidence.missing (nothing published, or not for the period).
+    """
+    kpi = _kpi(environment, name)
+    tenant_id = tenant_id or _only_tenant(environment, kpi)
+    environment.declarations.tenant(tenant_id)
+    with environment.database.transaction() as connection:
+        connection.execute("set transaction isolation level repeatable read")
+        publication = _publication(connection, tenant_id, kpi.name)
+        columns = environment.declarations.contract(f"{kpi.metadata.pipeline}.{kpi.name}", "activation").column_names
+        values = _values(connection, kpi, tenant_id, publication["version"], columns, period)
+        published = _entry(connection, tenant_id, publication["evidence_seq"])
+        build = _entry(connection, tenant_id, published["build"]["evidence"])
+        normalized = _entry(connection, tenant_id, build["gdp"]["evidence"])
+        verified = [
+            *_verify_snapshot(connection, kpi, tenant_id, publication, published, columns),
+            *_verify_gdps(connection, tenant_id, publication["run_id"], normalized),
+        ]
+        batches, checks = _batches(connection, environment, tenant_id, normalized["inputs"])
+        chain = ledger.verify(connection, tenant_id)
+        return Proof(
+            tenant_id=tenant_id, kpi=f"{kpi.metadata.pipeline}.{kpi.name}", period=period, unit=kpi.spec.unit,
+            formula=kpi.spec.formula, kpi_version=publication["kpi_version"], values=values,
+            publication={k: publication[k] for k in ("version", "published_at", "content_sha256", "row_count",
+                                                     "run_id", "run_token", "evidence_seq")},
+            gates=_gates(connection, tenant_id, published), gdps=_gdps(kpi, normalized), batches=batches,
+            contracts=normalized["contracts"], code_version=normalized["code_version"],
+            manifest_hash=normalized["manifest_hash"],
+            evidence={"kpi.published": publication["evidence_seq"], "kpi_build.finished": published["build"]["evidence"],
+                      "normalization.finished": build["gdp"]["evidence"], "entries_in_chain": chain.entries},
+            verified=[*verified, *checks], findings=[finding.message for finding in chain.findings],
+        )
+
+
+def _kpi(environment: StageEnvironment, name: str) -> Kpi:
+    pipeline, _, short = name.rpartition(".")
+    kpi = environment.declarations.kpi(short)
+    if pipeline and kpi.metadata.pipeline != pipeline:
+        raise BareCountError(
+            ErrorCode.DECLARATION_UNKNOWN,
+            f"KPI {short} belongs to pipeline {kpi.metadata.pipeline}, not {pipeline}",
+            hint=f"ask for {kpi.metadata.pipeline}.{short}",
+        )
+    return kpi
+
+
+def _only_tenant(environment: StageEnvironment, kpi: Kpi) -> str:
+    tenants = environment.declarations.pipeline(kpi.metadata.pipeline).spec.tenants
+    if len(tenants) > 1:
+        raise BareCountError(
+            ErrorCode.USAGE, f"{kpi.name} is published for several tenants: {', '.join(tenants)}",
+            hint="name one with --tenant",
+        )
+    return tenants[0]
+
+
+def _publication(connection: psycopg.Connection, tenant_id: str, name: str) -> dict[str, Any]:
+    rows = fetch_dicts(
+        connection,
+        "select p.* from platform.publication p join published.current_version c using (tenant_id, name, version) "
+        "where p.tenant_id = $1 and p.name = $2", (tenant_id, name),
+    )
+    if not rows:
+        raise BareCountError(ErrorCode.EVIDENCE_MISSING, f"{name} has not been published for tenant {tenant_id}",
+                             hint="run its pipeline; `barecount status` shows what is published")
+    return rows[0]
+
+
+def _values(
+    connection: psycopg.Connection, kpi: Kpi, tenant_id: str, version: int, columns: Sequence[str], period: str
+) -> list[dict[str, Any]]:
+    statement = sql.SQL("select {} from {} where tenant_id = $1 and version = $2::int and period = $3 order by {}").format(
+        sql.SQL(", ").join(map(sql.Identifier, columns)),
+        sql.Identifier(published_store.SCHEMA, f"snapshot__{kpi.name}"),
+        sql.SQL(", ").join(map(sql.Identifier, ("grain", *kpi.dimensions))),
+    )
+    rows = fetch_dicts(connection, statement.as_string(connection), (tenant_id, version, period))
+    if not rows:
+        known = sql.SQL("select min(period), max(period) from {} where tenant_id = $1 and version = $2::int and "
+                        "length(period) = $3::int").format(
+            sql.Identifier(published_store.SCHEMA, f"snapshot__{kpi.name}"))
+        first, last = fetch(connection, known.as_string(connection), (tenant_id, version, len(period)))[0]
+        span = f"published periods run from {first} to {last}" if first else "periods look like 2026-03 or 2026-03-05"
+        raise BareCountError(
+            ErrorCode.EVIDENCE_MISSING, f"{kpi.name} has no published value for {period} and tenant {tenant_id}: {span}",
+            hint="choose another period",
+        )
+    return rows
+
+
+def _entry(connection: psycopg.Connection, tenant_id: str, seq: int) -> dict[str, Any]:
+    rows = fetch(connection, "select body from platform.evidence where tenant_id = $1 and seq = $2", (tenant_id, seq))
+    if not rows:
+        raise BareCountError(ErrorCode.EVIDENCE_BROKEN, f"evidence entry {seq} of tenant {tenant_id} is gone",
+                             hint="run `barecount evidence verify`")
+    return json.loads(rows[0][0])["payload"]
+
+
+def _verify_snapshot(
+    connection: psycopg.Connection, kpi: Kpi, tenant_id: str, publication: Mapping[str, Any],
+    published: Mapping[str, Any], columns: Sequence[str],
+) -> list[Verified]:
+    content, rows = published_store.snapshot_hash(connection, kpi.name, tenant_id, publication["version"], columns)
+    return [
+        Verified(f"published rows of {kpi.name} version {publication['version']}", published["content_sha256"], content),
+        Verified(f"number of published rows of {kpi.name}", str(published["rows"]), str(rows)),
+    ]
+
+
+def _verify_gdps(
+    connection: psycopg.Connection, tenant_id: str, run_id: int, normalized: Mapping[str, Any]
+) -> list[Verified]:
+    return [
+        Verified(f"GDP {model} as of run {run_id}", output["content_sha256"],
+                 gdp_store.as_of_hash(connection, model, tenant_id, run_id)[0])
+        for model, output in normalized["outputs"].items()
+    ]
+
+
+def _gdps(kpi: Kpi, normalized: Mapping[str, Any]) -> list[dict[str, Any]]:
+    wanted = [dependency.gdp for dependency in kpi.spec.depends_on]
+    return [{"name": name, **normalized["outputs"][name], "contract_version": normalized["contracts"].get(name)}
+            for name in wanted]
+
+
+def _gates(connection: psycopg.Connection, tenant_id: str, published: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"gate": gate, "evidence": seq, "summary": _entry(connection, tenant_id, seq)["summary"]}
+        for gate, seq in published["gates"].items()
+    ]
+
+
+def _batches(
+    connection: psycopg.Connection, environment: StageEnvironment, tenant_id: str, inputs: Sequence[Sequence[str]]
+) -> tuple[list[dict[str, Any]], list[Verified]]:
+    """The raw batches of the run, each object's bytes hashed again."""
+    rows = fetch_dicts(
+        connection,
+        "select dataset, source_id, partition_date, content_sha256, object_key, object_sha256, received, accepted, "
+        "quarantined, contract_version, evidence_seq from platform.raw_batch where tenant_id = $1", (tenant_id,),
+    )
+    known = {(r["dataset"], str(r["partition_date"] or ""), r["content_sha256"]): r for r in rows}
+    batches, checks = [], []
+    for dataset, source_id, day, content in inputs:
+        batch = known.get((dataset, day, content))
+        if batch is None:
+            checks.append(Verified(f"raw batch {dataset}/{source_id}", content, "not registered"))
+            continue
+        recorded = _entry(connection, tenant_id, batch["evidence_seq"])["object_sha256"]
+        found = environment.raw_store.sha256(batch["object_key"]) or "missing"
+        checks.append(Verified(f"raw object of {dataset}/{source_id}", recorded, found))
+        batches.append(batch)
+    return batches, checks

@@ -1,0 +1,116 @@
+"""The runner as a Dagster resource, and how a receipt becomes metadata and check results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+
+from barecount_assets.stages import execute
+from barecount_assets.stages.environment import StageEnvironment
+from resources.runners.facade import Progress, RunnerFacade
+from resources.runners.stage import CheckOutcome, StageReceipt, StageSpec
+from resources.runtime.errors import BareCountError, unexpected
+
+_LOG_EVERY_SECONDS = 5.0
+
+
+class Runner:
+    """The `runner` resource: hands stage specifications to the runner facade.
+
+    Nothing is opened before the first stage runs, so definitions load without a database.
+    """
+
+    def __init__(
+        self,
+        environment: StageEnvironment | None = None,
+        progress: Progress | None = None,
+        on_receipt: Callable[[StageReceipt], None] | None = None,
+    ) -> None:
+        self._environment, self._progress, self._on_receipt = environment, progress, on_receipt
+        self.first_error: BareCountError | None = None
+
+    @cached_property
+    def _facade(self) -> RunnerFacade:
+        environment = self._environment or StageEnvironment.open()
+        return RunnerFacade.on_one_machine(lambda spec, progress: execute(spec, progress, environment))
+
+    def run(self, context: dg.AssetExecutionContext, spec: StageSpec) -> StageReceipt:
+        """Run a stage; its progress and its error envelope go into the run's log.
+
+        Raises:
+            dg.Failure: with the envelope as metadata; a retry is allowed only where it can help.
+        """
+        try:
+            receipt = self._facade.run(spec, self._progress or _log_progress(context))
+        except Exception as cause:
+            error = cause if isinstance(cause, BareCountError) else unexpected(cause)
+            self.first_error = self.first_error or error
+            raise dg.Failure(
+                description=str(error),
+                metadata={"error": dg.MetadataValue.json(error.envelope()["error"])},
+                allow_retries=error.retryable,
+            ) from cause
+        what = "done" if receipt.changed else "nothing to do"
+        context.log.info(
+            f"{spec.stage} {spec.source or ''} for {spec.tenant_id}: {what}, {dict(receipt.counts)}, "
+            f"{receipt.seconds:.2f} s, run token {receipt.run_token}"
+        )
+        if self._on_receipt is not None:
+            self._on_receipt(receipt)
+        return receipt
+
+
+def metadata_of(receipts: Sequence[StageReceipt], output: str) -> dict[str, Any]:
+    """Metadata of one asset from the receipts of the tenants it was made for."""
+    metadata: dict[str, Any] = {}
+    rows = 0
+    for receipt in receipts:
+        for item in receipt.outputs:
+            if item.name != output:
+                continue
+            rows += item.rows
+            prefix = f"{receipt.tenant_id}/" if len(receipts) > 1 else ""
+            metadata[f"{prefix}content_sha256"] = item.content_sha256
+            metadata[f"{prefix}run_token"] = receipt.run_token
+            metadata[f"{prefix}changed"] = receipt.changed
+            for name, value in {**receipt.counts, **item.facts}.items():
+                metadata[f"{prefix}{name}"] = value
+    return {"dagster/row_count": rows, **metadata}
+
+
+def check_result(
+    asset_key: dg.AssetKey, name: str, outcomes: Mapping[str, CheckOutcome], *, isolate_tenants: bool
+) -> dg.AssetCheckResult:
+    """One Dagster check result from the outcomes by tenant.
+
+    In a run for several tenants a failure of some must not hold the others: it warns, and the publish stage, which
+    asks the database, refuses those tenants alone.
+    """
+    failed = {tenant: outcome for tenant, outcome in outcomes.items() if not outcome.passed}
+    partial = isolate_tenants and 0 < len(failed) < len(outcomes)
+    return dg.AssetCheckResult(
+        asset_key=asset_key,
+        check_name=name,
+        passed=not failed,
+        severity=dg.AssetCheckSeverity.WARN if partial else dg.AssetCheckSeverity.ERROR,
+        description=" | ".join(
+            f"{tenant}: {outcome.summary}" for tenant, outcome in (failed or outcomes).items()),
+        metadata={tenant: dg.MetadataValue.json(dict(outcome.details)) for tenant, outcome in outcomes.items()},
+    )
+
+
+def _log_progress(context: dg.AssetExecutionContext) -> Progress:
+    last = 0.0
+
+    def log(message: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LOG_EVERY_SECONDS:
+            last = now
+            context.log.info(f"{message} ({done} of {total})")
+
+    return log

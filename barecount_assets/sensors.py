@@ -1,0 +1,87 @@
+"""Sensors: a file that appears in a source's folder starts the pipeline for its day.
+
+The sensor's cursor only saves work: whether a file's content has landed is decided by the ingestion stage, in the
+database, so a lost cursor or a second daemon does nothing twice.
+
+https://docs.dagster.io/guides/automate/sensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+
+from barecount_assets import keys, partitions
+from resources.governance.manifests import FileSource, Pipeline
+from resources.runners.stage import Placement, Stage, StageSpec
+from resources.runtime.errors import BareCountError
+from resources.runtime.settings import Settings
+
+_INTERVAL_SECONDS = 30
+
+
+def file_drop(manifest: Pipeline, job: dg.JobDefinition) -> dg.SensorDefinition | None:
+    """Watches the local folders of a pipeline's dated file sources; None when it has none with a declared path."""
+    watched = [s for s in manifest.spec.sources if isinstance(s, FileSource) and s.dated and s.path is not None]
+    if not watched:
+        return None
+    return dg.SensorDefinition(
+        name=f"{manifest.name}__file_drop",
+        job=job,
+        evaluation_fn=_watch(manifest, watched),
+        minimum_interval_seconds=_INTERVAL_SECONDS,
+        description=f"New or changed files of {', '.join(s.name for s in watched)} start the pipeline for their day.",
+    )
+
+
+def _watch(
+    manifest: Pipeline, watched: list[FileSource]
+) -> Callable[[dg.SensorEvaluationContext], dg.SensorResult]:
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        from barecount_assets.stages.ingestion import sources
+        from barecount_assets.stages.ingestion.connectors.files import partition_date_of
+
+        settings = Settings.from_environment()
+        known: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
+        seen: dict[str, str] = {}
+        changed: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for tenant in manifest.spec.tenants:
+            spec = StageSpec(Stage.INGESTION, tenant, manifest.name, Placement("", "", ""))
+            for source in watched:
+                try:
+                    folder = Path(sources.resolve_path(manifest, source, spec, settings))
+                except BareCountError as error:
+                    context.log.warning(error.message)
+                    continue
+                for name, stamp in _files(folder):
+                    day = partition_date_of(name, source.file_name or "")
+                    if day is None:
+                        continue
+                    identity = f"{tenant}/{source.name}/{name}"
+                    seen[identity] = stamp
+                    if known.get(identity) != stamp:
+                        changed[(tenant, day.isoformat())].append(f"{name}:{stamp}")
+        requests = [
+            dg.RunRequest(
+                run_key=f"{tenant}:{day}:{'|'.join(sorted(files))}",
+                partition_key=dg.MultiPartitionKey({partitions.DATE: day, partitions.TENANT: tenant}),
+                tags={keys.TENANT_TAG: tenant},
+            )
+            for (tenant, day), files in sorted(changed.items())
+        ]
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(seen, sort_keys=True))
+
+    return evaluate
+
+
+def _files(folder: Path) -> list[tuple[str, str]]:
+    """(name, size and modification time) of the folder's files; a missing folder has none yet."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [(e.name, f"{e.stat().st_size}-{e.stat().st_mtime_ns}") for e in entries if e.is_file()]

@@ -1,0 +1,104 @@
+"""What a stage works with: the declarations, the database, the raw store, and the lock of its tenant and pipeline."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from resources.governance.declarations import Declarations, load
+from resources.runtime.database import Database, fetch, unavailable_as_error
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.runtime.settings import Settings, code_version
+
+if TYPE_CHECKING:
+    from resources.storage.raw_store import RawStore
+
+_LOCK_SPACE = 0x0BC0  # first key of the two-key advisory locks of stages
+_RUN_LOCK_SPACE = 0x0BC1
+_LOCK_TIMEOUT = "15min"
+
+
+@dataclass(frozen=True)
+class StageEnvironment:
+    """Opened once per process and shared by the stages that run in it."""
+
+    settings: Settings
+    database: Database
+    declarations: Declarations
+
+    @classmethod
+    def open(cls, settings: Settings | None = None) -> StageEnvironment:
+        """Open everything a stage needs.
+
+        Raises:
+            BareCountError: declaration.invalid, database.unavailable, database.migration.
+        """
+        settings = settings or Settings.from_environment()
+        return cls(settings, Database.open(settings), load(settings.project_dir))
+
+    @cached_property
+    def raw_store(self) -> RawStore:
+        from resources.storage.raw_store import RawStore
+
+        return RawStore(self.settings.raw_store)
+
+    @property
+    def code_version(self) -> str:
+        return code_version(self.settings.project_dir)
+
+    @contextmanager
+    def exclusive(self, tenant_id: str, pipeline: str) -> Iterator[psycopg.Connection]:
+        """An autocommit connection that holds the stage lock of a tenant and pipeline until the block ends.
+
+        Waits for another stage of the same tenant and pipeline, and refuses after 15 minutes.
+        """
+        with unavailable_as_error(), self.database.connect(autocommit=True) as connection:
+            connection.execute(f"set lock_timeout = '{_LOCK_TIMEOUT}'")
+            try:
+                connection.execute(
+                    "select pg_advisory_lock($1, $2)", (_LOCK_SPACE, lock_key(tenant_id, pipeline))
+                )
+            except psycopg.errors.LockNotAvailable as error:
+                raise in_progress(tenant_id, pipeline) from error
+            connection.execute("set lock_timeout = 0")
+            yield connection
+
+    @contextmanager
+    def run_lock(self, tenant_id: str, pipeline: str) -> Iterator[None]:
+        """Held by a whole run from the command line; a second one is refused at once.
+
+        Raises:
+            BareCountError: run.in_progress.
+        """
+        with unavailable_as_error(), self.database.connect(autocommit=True) as connection:
+            key = (_RUN_LOCK_SPACE, lock_key(tenant_id, pipeline))
+            if not fetch(connection, "select pg_try_advisory_lock($1, $2)", key)[0][0]:
+                raise in_progress(tenant_id, pipeline)
+            yield
+
+    def register_tenant(self, connection: psycopg.Connection, tenant_id: str) -> None:
+        """Make the tenant known to the database: its row, its chain of evidence, its analyst role."""
+        tenant = self.declarations.tenant(tenant_id)
+        fetch(
+            connection, "select platform.register_tenant($1, $2, $3)", (tenant_id, tenant.metadata.name, tenant.hash)
+        )
+
+
+def lock_key(tenant_id: str, pipeline: str) -> int:
+    """Signed 32-bit key of an advisory lock."""
+    return zlib.crc32(f"{tenant_id}/{pipeline}".encode()) - 2**31
+
+
+def in_progress(tenant_id: str, pipeline: str) -> BareCountError:
+    return BareCountError(
+        ErrorCode.RUN_IN_PROGRESS,
+        f"a run of {pipeline} for tenant {tenant_id} is in progress: two runs of the same data never interleave",
+        hint="wait for it to finish (`barecount status` shows it), then run again",
+        retryable=True,
+    )

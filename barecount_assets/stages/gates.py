@@ -1,0 +1,233 @@
+"""Gates: what must hold of a KPI before it may be published.
+
+`acceptance` is a Great Expectations suite derived from the KPI's specification; `reconciliation` a full-key comparison
+with a system of record, in SQL, over the days that have been ingested, every difference kept. Great Expectations takes
+seconds to import, so it is imported here, when a gate is decided.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.kpis import Kpi
+from resources.governance.manifests import Pipeline
+from resources.runners.facade import Progress
+from resources.runners.stage import StageSpec
+from resources.runtime.database import fetch, fetch_dicts
+from resources.storage import kpi_store, raw_tables
+
+_NAMED = 10
+_PERIOD_PATTERN = {"day": r"^\d{4}-\d{2}-\d{2}$", "month": r"^\d{4}-\d{2}$"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key on which the KPI and the system of record disagree; None where a side lacks the key."""
+
+    key: str
+    ours: str | None
+    theirs: str | None
+    difference: str | None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """Decision of one gate on one KPI."""
+
+    kpi: str
+    gate: str
+    passed: bool
+    summary: str
+    details: dict[str, Any]
+    differences: tuple[Difference, ...] = field(default=())
+
+
+def decide(
+    connection: psycopg.Connection, environment: StageEnvironment, spec: StageSpec, manifest: Pipeline,
+    kpis: Sequence[Kpi], progress: Progress,
+) -> list[GateResult]:
+    """Decide every gate of the KPIs, in declared order."""
+    results = []
+    for number, kpi in enumerate(kpis, start=1):
+        columns = environment.declarations.contract(f"{spec.pipeline}.{kpi.name}", "activation").column_names
+        results.append(_acceptance(connection, kpi, spec.tenant_id, columns))
+        if kpi.spec.reconciliation is not None:
+            results.append(_reconciliation(connection, kpi, spec, manifest))
+        progress(f"gates {kpi.name}", number, len(kpis))
+    return results
+
+
+def reconciled_days(
+    connection: psycopg.Connection, tenant_id: str, pipeline: str, manifest: Pipeline, kpis: Sequence[Kpi]
+) -> list[str]:
+    """Days that reconciliation covers; they are part of the work's identity. Empty when nothing is reconciled."""
+    if not any(kpi.spec.reconciliation for kpi in kpis):
+        return []
+    rows = fetch(connection, _DAYS, (tenant_id, pipeline, _reconciled_sources(manifest, kpis)))
+    return [str(day) for (day,) in rows]
+
+
+def _acceptance(connection: psycopg.Connection, kpi: Kpi, tenant_id: str, columns: Sequence[str]) -> GateResult:
+    """Validate the tenant's whole series against the suite of the KPI's specification."""
+    statement = sql.SQL("select {} from {} where tenant_id = $1 order by grain, period_start").format(
+        sql.SQL(", ").join(map(sql.Identifier, columns)), kpi_store.table(kpi.name)
+    )
+    rows = fetch_dicts(connection, statement.as_string(connection), (tenant_id,))
+    outcome = _validate(kpi, rows, list(columns))
+    failures = [
+        {"expectation": result.expectation_config.type, "arguments": _arguments(result),
+         "unexpected": result.result.get("unexpected_count"),
+         "examples": [str(v) for v in (result.result.get("partial_unexpected_list") or [])[:5]],
+         "observed": str(result.result.get("observed_value", ""))}
+        for result in outcome.results if not result.success
+    ]
+    total = len(outcome.results)
+    if outcome.success:
+        summary = f"{total} expectations hold over {len(rows)} rows"
+    else:
+        first = failures[0]
+        summary = (f"{len(failures)} of {total} expectations fail over {len(rows)} rows: {first['expectation']} "
+                   f"{first['arguments']}, found {', '.join(first['examples']) or first['observed']}")
+    return GateResult(kpi.name, "acceptance", bool(outcome.success), summary,
+                      {"expectations": total, "rows": len(rows), "failures": failures})
+
+
+def _validate(kpi: Kpi, rows: list[dict[str, Any]], columns: list[str]) -> Any:
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # no network call
+    import great_expectations as gx
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=columns)
+    for column in ("value", "numerator", "denominator"):
+        frame[column] = frame[column].map(lambda v: float(v) if isinstance(v, Decimal) else v).astype(float)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
+    batch = (
+        context.data_sources.add_pandas("kpi").add_dataframe_asset(kpi.name)
+        .add_batch_definition_whole_dataframe("series").get_batch({"dataframe": frame})
+    )
+    suite = gx.ExpectationSuite(name=kpi.name, expectations=_expectations(gx.expectations, kpi))
+    return batch.validate(suite, result_format="SUMMARY")
+
+
+def _expectations(gxe: Any, kpi: Kpi) -> list[Any]:
+    thresholds = kpi.spec.thresholds
+    grains = {grain.name: grain.period for grain in kpi.spec.grains}
+    expectations = [
+        gxe.ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
+        gxe.ExpectColumnValuesToNotBeNull(column="period"),
+        gxe.ExpectColumnValuesToBeInSet(column="grain", value_set=sorted(grains)),
+        gxe.ExpectColumnValuesToMatchRegex(
+            column="period", regex="|".join(sorted({_PERIOD_PATTERN[period] for period in grains.values()}))),
+        gxe.ExpectColumnValuesToBeInSet(column="kpi_version", value_set=[kpi.metadata.version]),
+        gxe.ExpectCompoundColumnsToBeUnique(
+            column_list=["grain", "period", *kpi.dimensions], ignore_row_if="never"),
+        gxe.ExpectColumnValuesToNotBeNull(column="value", mostly=1 - thresholds.max_null_ratio),
+        gxe.ExpectColumnValuesToBeBetween(column="source_rows", min_value=0),
+    ]
+    if thresholds.value.min is not None or thresholds.value.max is not None:
+        expectations.append(
+            gxe.ExpectColumnValuesToBeBetween(
+                column="value", min_value=_number(thresholds.value.min), max_value=_number(thresholds.value.max)))
+    return expectations
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _arguments(result: Any) -> dict[str, Any]:
+    return {k: v for k, v in result.expectation_config.kwargs.items() if k not in {"batch_id"}}
+
+
+def _reconciliation(
+    connection: psycopg.Connection, kpi: Kpi, spec: StageSpec, manifest: Pipeline
+) -> GateResult:
+    """Compare per period with the system of record, over every key of either side on an ingested day."""
+    rule = kpi.spec.reconciliation
+    assert rule is not None
+    before, _, after = rule.key.format.partition("{date}")
+    statement = sql.SQL(_COMPARE).format(
+        kpi=kpi_store.table(kpi.name),
+        raw=sql.Identifier(raw_tables.SCHEMA, raw_tables.table_name(rule.system_of_record)),
+        key=sql.Identifier(rule.key.source), value=sql.Identifier(rule.value),
+    )
+    rows = fetch_dicts(
+        connection, statement.as_string(connection),
+        (spec.tenant_id, rule.grain, rule.system_of_record, spec.pipeline, before, after,
+         str(rule.tolerance), _reconciled_sources(manifest, [kpi])),
+    )
+    compared = len(rows)
+    differences = tuple(
+        Difference(row["key"], *(None if row[name] is None else format(row[name], "f")
+                                 for name in ("ours", "theirs", "difference")))
+        for row in rows if row["differs"]
+    )
+    details = {
+        "system_of_record": rule.system_of_record, "compared": compared, "differences": len(differences),
+        "tolerance": str(rule.tolerance), "named": [difference.__dict__ for difference in differences[:_NAMED]],
+        "ours": format(sum((row["ours"] or Decimal(0) for row in rows), Decimal(0)), "f"),
+        "theirs": format(sum((row["theirs"] or Decimal(0) for row in rows), Decimal(0)), "f"),
+    }
+    if compared == 0:
+        return GateResult(kpi.name, "reconciliation", False,
+                          f"nothing to compare with {rule.system_of_record}: it has no key on an ingested day", details)
+    if not differences:
+        return GateResult(kpi.name, "reconciliation", True,
+                          f"{compared} periods agree with {rule.system_of_record} to {rule.tolerance}", details)
+    named = "; ".join(_wording(difference) for difference in differences[:_NAMED])
+    return GateResult(kpi.name, "reconciliation", False,
+                      f"{len(differences)} of {compared} periods differ from {rule.system_of_record} by more than "
+                      f"{rule.tolerance}: {named}", details, differences)
+
+
+def _wording(difference: Difference) -> str:
+    if difference.theirs is None:
+        return f"{difference.key}: {difference.ours} here, no entry in the system of record"
+    if difference.ours is None:
+        return f"{difference.key}: nothing here, {difference.theirs} in the system of record"
+    return f"{difference.key}: {difference.ours} here, {difference.theirs} there, difference {difference.difference}"
+
+
+def _reconciled_sources(manifest: Pipeline, kpis: Sequence[Kpi]) -> list[str]:
+    """Dated sources of the pipeline: their ingested days bound what can be compared."""
+    return [source.name for source in manifest.spec.sources if source.dated]
+
+
+_DAYS = """
+select distinct day from platform.ingested_day
+where tenant_id = $1 and pipeline = $2 and source = any($3) order by day
+"""
+_COMPARE = """
+with days as (
+    select distinct to_char(day, 'YYYY-MM-DD') as key, to_char(day, 'YYYY-MM') as month
+    from platform.ingested_day where tenant_id = $1 and pipeline = $4 and source = any($8)
+),
+ours as (
+    select period as key, sum(value) as amount from {kpi} where tenant_id = $1 and grain = $2 group by period
+),
+theirs as (
+    select substr(r.{key}, length($5::text) + 1, length(r.{key}) - length($5::text) - length($6::text)) as key,
+        sum(r.{value}) as amount
+    from {raw} r
+    join platform.raw_batch b on b.batch_id = r._batch_id and b.is_current
+    where r._tenant_id = $1 and b.tenant_id = $1 and b.dataset = $3
+        and starts_with(r.{key}, $5::text) and right(r.{key}, length($6::text)) = $6::text
+    group by 1
+)
+select coalesce(ours.key, theirs.key) as key, ours.amount as ours, theirs.amount as theirs,
+    ours.amount - theirs.amount as difference,
+    coalesce(abs(ours.amount - theirs.amount) > $7::text::numeric, true) as differs
+from ours
+full join theirs on theirs.key = ours.key
+where coalesce(ours.key, theirs.key) in (select key from days union select month from days)
+order by 1
+"""

@@ -1,0 +1,59 @@
+"""Rebuilding raw tables from the raw store: the tables are a copy, the store is the record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from barecount_assets.stages.environment import StageEnvironment
+from resources.runtime.database import fetch, fetch_dicts, unavailable_as_error
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.storage import raw_tables
+
+
+def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) -> dict[str, Any]:
+    """Replace a dataset's rows with those of its raw objects, batch by batch, each in one transaction.
+
+    Raises:
+        BareCountError: declaration.unknown; store.corrupt when an object is gone or its checksum differs: its rows
+            are left as they are.
+    """
+    contract = environment.declarations.contract(dataset, "raw")
+    pipelines = [name for name, manifest in environment.declarations.pipelines.items()
+                 if any(source.dataset == dataset for source in manifest.spec.sources)]
+    tenants = [tenant_id] if tenant_id else sorted(
+        {tenant for name in pipelines for tenant in environment.declarations.pipeline(name).spec.tenants})
+    batches, rows = 0, 0
+    for tenant in tenants:
+        with environment.exclusive(tenant, pipelines[0]) as connection, unavailable_as_error():
+            raw_tables.ensure(connection, contract)
+            with environment.database.connect_arrow() as arrow:
+                for batch in fetch_dicts(connection, _BATCHES, (tenant, dataset)):
+                    found = environment.raw_store.sha256(batch["object_key"])
+                    if found != batch["object_sha256"]:
+                        raise BareCountError(
+                            ErrorCode.STORE_CORRUPT,
+                            f"raw object {batch['object_key']} has SHA-256 {found or 'none, it is missing'}, evidence "
+                            f"entry {batch['evidence_seq']} says {batch['object_sha256']}",
+                            hint="restore the object from a backup of the raw store",
+                        )
+                    fetch(arrow, raw_tables.delete_statement(dataset), (batch["batch_id"],))
+                    objects = environment.raw_store.read(batch["object_key"])
+                    first = next(objects, None)
+                    if first is not None:
+                        with arrow.cursor() as cursor:
+                            raw_tables.append(cursor, contract, tenant, batch["batch_id"],
+                                              _chain(first, objects), first.schema)
+                    arrow.commit()
+                    batches, rows = batches + 1, rows + batch["accepted"]
+    return {"dataset": dataset, "tenants": tenants, "batches": batches, "rows": rows}
+
+
+def _chain(first: Any, rest: Any) -> Any:
+    yield first
+    yield from rest
+
+
+_BATCHES = """
+select batch_id, object_key, object_sha256, accepted, evidence_seq
+from platform.raw_batch where tenant_id = $1 and dataset = $2 order by batch_id
+"""

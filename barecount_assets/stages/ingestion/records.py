@@ -1,0 +1,171 @@
+"""What passes between a connector and the ingestion stage.
+
+A connector turns one *unit* of a source (a file, a range of pages, a slice of a table) into a stream of
+`ParsedBatch`: typed Arrow rows, and the records that could not be typed, kept whole. Connectors hold no
+state: cursors and watermarks belong to the platform and are passed in.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+ROW_NUMBER = "_row_number"
+EXTRA = "_extra"
+
+REJECT_SCHEMA = pa.schema(
+    [
+        ("row_number", pa.int64()),  # 1-based number of the record in its unit, header and blank lines not counted
+        ("field", pa.string()),  # the field at fault; null when the whole record is
+        ("reason", pa.string()),  # code: wrong_type, missing_field, too_many_fields, too_few_fields, broken_quote, nul_byte, bad_encoding, not_an_object, malformed
+        ("message", pa.string()),  # what was found and what is allowed, at most 500 characters
+        ("payload", pa.large_binary()),  # the record whole, as received
+    ]
+)
+"""One row per rejected record: the first fault of a record decides its reason, `message` may name more."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of an extraction contract.
+
+    Attributes:
+        name: column name in the raw layer (snake_case).
+        source_name: the field's name at the source.
+        type: Arrow type that values are parsed to: string, int32, int64, float64, decimal128(p, s), date32,
+            timestamp('us') without zone, bool_.
+        required: a missing or null value makes the record unparsable. An empty CSV field is null.
+        format: strptime format of dates and timestamps in text sources; None means ISO 8601.
+    """
+
+    name: str
+    source_name: str
+    type: pa.DataType
+    required: bool = False
+    format: str | None = None
+
+
+@dataclass(frozen=True)
+class ExtractorSchema:
+    """The fields a connector must parse to, in contract order."""
+
+    fields: tuple[Field, ...]
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """Schema of `ParsedBatch.rows`: the contract's fields, then `_row_number` int64 and `_extra` string."""
+        columns = [pa.field(f.name, f.type) for f in self.fields]
+        return pa.schema([*columns, pa.field(ROW_NUMBER, pa.int64()), pa.field(EXTRA, pa.string())])
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) over names, types, nullability and formats: changes when parsing could."""
+        body = [[f.name, f.source_name, str(f.type), f.required, f.format] for f in self.fields]
+        return hashlib.sha256(json.dumps(body, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ObservedSchema:
+    """What the source itself says it has: field names in order, and types where the format carries them."""
+
+    names: tuple[str, ...]
+    types: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Inclusive range of partition dates."""
+
+    start: dt.date
+    end: dt.date
+
+    def __contains__(self, day: dt.date) -> bool:
+        return self.start <= day <= self.end
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One thing to ingest, whole or not at all.
+
+    Attributes:
+        source_id: stable name within the source (relative file path, query slice): a newer unit with the
+            same id replaces the older one.
+        uri: where it is read from.
+        partition_date: day it belongs to, None for undated sources.
+        sha256: hex digest of the content as received, known before reading (files) or None (streams).
+        size: bytes, when known.
+        cursor: cursor value to store after the unit has landed, None where the source has none.
+    """
+
+    source_id: str
+    uri: str
+    partition_date: dt.date | None = None
+    sha256: str | None = None
+    size: int | None = None
+    cursor: str | None = None
+    options: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class ParsedBatch:
+    """Part of a unit: `received == rows.num_rows + rejects.num_rows`, always.
+
+    Attributes:
+        rows: record batch with `ExtractorSchema.arrow`; `_row_number` ascending within the unit.
+        rejects: record batch with `REJECT_SCHEMA`.
+        received: records read from the source for this batch.
+        original: given positions in `rows` (int64), the records as received (large_binary), for sources that
+            have a textual record; None where the typed row is the record.
+    """
+
+    rows: pa.RecordBatch
+    rejects: pa.RecordBatch
+    received: int
+    original: Callable[[pa.Int64Array], pa.LargeBinaryArray] | None = None
+
+    def payload_of(self, positions: pa.Int64Array) -> pa.LargeBinaryArray:
+        """The records at these positions of `rows`, whole: as received, else as one JSON object each."""
+        if self.original is not None:
+            return self.original(positions)
+        return json_payload(self.rows.take(positions))
+
+
+def json_payload(rows: pa.RecordBatch) -> pa.LargeBinaryArray:
+    """One JSON object (UTF-8) per typed row, without the platform's own columns."""
+    import polars as pl
+
+    names = [name for name in rows.schema.names if name != ROW_NUMBER]
+    frame = pl.from_arrow(pa.Table.from_batches([rows.select(names)]))
+    assert isinstance(frame, pl.DataFrame)
+    return frame.select(pl.struct(names).struct.json_encode()).to_series().to_arrow().cast(pa.large_binary())
+
+
+class Connector(Protocol):
+    """Stateless reader of one source."""
+
+    def discover(self, window: Window, cursor: str | None) -> list[Unit]:
+        """Units in the window, sorted by (partition_date, source_id), each with its digest where it has one.
+
+        Raises BareCountError: source.not_found (missing folder or file), source.unreadable (permissions),
+        source.unavailable (network, retryable).
+        """
+        ...
+
+    def observed_schema(self, unit: Unit) -> ObservedSchema:
+        """The unit's own schema, from its header or metadata, without reading it whole."""
+        ...
+
+    def read(self, unit: Unit, schema: ExtractorSchema) -> Iterator[ParsedBatch]:
+        """Stream the unit in batches of bounded size; an empty unit yields nothing.
+
+        Raises BareCountError source.malformed when no record can be told apart (truncated Parquet,
+        a record above the size limit): then nothing of the unit lands.
+        """
+        ...

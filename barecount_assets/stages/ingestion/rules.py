@@ -1,0 +1,105 @@
+"""The raw contract's rules as pandera checks, evaluated to one reject mask per batch.
+
+pandera's own `validate` either raises or drops the rejects; here every check of the schema is asked for its boolean
+column instead, all of them in one pass, so that each reject is kept and its first broken rule is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pandera.polars as pandera
+import polars as pl
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from resources.governance.contracts import Column, Contract
+
+RULE_BROKEN = "rule_broken"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One check on one column, and its wording for people."""
+
+    column: str
+    check: pandera.Check | None
+    wording: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Rows that broke a rule: their positions in the batch, and the column and message of each one's first breach."""
+
+    positions: pl.Series
+    fields: pl.Series
+    messages: pl.Series
+
+
+class ContractRules:
+    """The rules of one raw contract, ready to judge batches."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.rules = tuple(rule for column in contract.columns for rule in _rules_of(column))
+
+    def judge(self, rows: pa.RecordBatch) -> Verdict | None:
+        """Judge a batch; None when every row keeps every rule."""
+        if not self.rules or rows.num_rows == 0:
+            return None
+        frame = pl.from_arrow(pa.Table.from_batches([rows]))
+        assert isinstance(frame, pl.DataFrame)
+        passed = pl.collect_all([_mask(rule, frame) for rule in self.rules])
+        broken = pl.DataFrame({str(i): ~mask.to_series() for i, mask in enumerate(passed)})
+        first = pl.coalesce(pl.when(pl.col(str(i))).then(pl.lit(i, pl.Int32)) for i in range(len(self.rules)))
+        rejects = (
+            broken.lazy().select(first.alias("rule")).with_row_index("position").filter(pl.col("rule").is_not_null())
+        ).collect()
+        if rejects.is_empty():
+            return None
+        columns = pl.Series([rule.column for rule in self.rules])
+        wordings = pl.Series([rule.wording for rule in self.rules])
+        return Verdict(rejects["position"], columns.gather(rejects["rule"]), wordings.gather(rejects["rule"]))
+
+
+def _mask(rule: Rule, frame: pl.DataFrame) -> pl.LazyFrame:
+    lazy = frame.lazy()
+    if rule.check is None:
+        return lazy.select(pl.col(rule.column).is_not_null())
+    return rule.check(lazy.select(rule.column), rule.column).check_output
+
+
+def _rules_of(column: Column) -> list[Rule]:
+    def rule(check: pandera.Check | None, wording: str) -> Rule:
+        return Rule(column.name, check, f"{column.name}: {wording}")
+
+    rules = [rule(None, "is required")] if column.required else []
+    options: dict[str, Any] = dict(column.options)
+    if options.get("minimum") is not None:
+        rules.append(rule(pandera.Check.ge(_literal(options["minimum"])), f"at least {options['minimum']}"))
+    if options.get("maximum") is not None:
+        rules.append(rule(pandera.Check.le(_literal(options["maximum"])), f"at most {options['maximum']}"))
+    if options.get("exclusiveMinimum") is not None:
+        bound = options["exclusiveMinimum"]
+        rules.append(rule(pandera.Check.gt(_literal(bound)), f"above {bound}"))
+    if options.get("exclusiveMaximum") is not None:
+        bound = options["exclusiveMaximum"]
+        rules.append(rule(pandera.Check.lt(_literal(bound)), f"below {bound}"))
+    if options.get("minLength") is not None or options.get("maxLength") is not None:
+        shortest, longest = options.get("minLength"), options.get("maxLength")
+        rules.append(
+            rule(pandera.Check.str_length(shortest, longest), f"length from {shortest or 0} to {longest or 'any'}")
+        )
+    if options.get("pattern"):
+        anchored = f"^(?:{options['pattern']})$"
+        rules.append(rule(pandera.Check.str_matches(anchored), f"must match {options['pattern']}"))
+    if column.valid_values:
+        allowed = list(column.valid_values)
+        rules.append(rule(pandera.Check.isin(allowed), f"one of {', '.join(map(str, allowed))}"))
+    return rules
+
+
+def _literal(bound: Any) -> Any:
+    """A bound in the column's own type: polars takes a bare Decimal for a float."""
+    return pl.lit(bound) if isinstance(bound, Decimal) else bound

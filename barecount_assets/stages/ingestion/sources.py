@@ -1,0 +1,100 @@
+"""From a declared source to the connector that reads it and the schema it must parse to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from barecount_assets.stages.ingestion.records import Connector, ExtractorSchema, Field
+from resources.runners.stage import StageSpec
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from resources.governance.contracts import Contract
+    from resources.governance.manifests import Pipeline, Source
+
+_ARROW_TYPES = {
+    "text": pa.string(),
+    "bigint": pa.int64(),
+    "integer": pa.int32(),
+    "smallint": pa.int16(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us"),
+    "boolean": pa.bool_(),
+    "double precision": pa.float64(),
+}
+
+
+def extractor_schema(contract: Contract) -> ExtractorSchema:
+    """The extraction contract's fields, as connectors need them."""
+    return ExtractorSchema(
+        tuple(
+            Field(
+                name=column.name,
+                source_name=column.source_name,
+                type=arrow_type(column.physical_type),
+                required=column.required,
+                format=column.strptime_format,
+            )
+            for column in contract.columns
+        )
+    )
+
+
+def arrow_type(physical_type: str) -> pa.DataType:
+    """Arrow type of a contract's physical type; `numeric(p,s)` becomes decimal128(p, s)."""
+    if physical_type.startswith("numeric("):
+        precision, scale = physical_type.removeprefix("numeric(").removesuffix(")").split(",")
+        return pa.decimal128(int(precision), int(scale))
+    return _ARROW_TYPES[physical_type]
+
+
+def resolve_path(manifest: Pipeline, source: Source, spec: StageSpec, settings: Settings) -> str:
+    """Path of a file source: the one given for this run, else the manifest's template filled in.
+
+    Placeholders: {project_dir}, {data_dir}, {tenant}, {sources.<name>} for another source's path.
+
+    Raises:
+        BareCountError: source.not_found when the manifest leaves the path open and none was given.
+    """
+    given = spec.source_paths.get(source.name)
+    if given is not None:
+        return given
+    if source.path is None:
+        raise BareCountError(
+            ErrorCode.SOURCE_NOT_FOUND,
+            f"pipeline {spec.pipeline} declares no path for source {source.name!r}",
+            hint=f"say where it is: --source {source.name}=PATH",
+        )
+    values = {"project_dir": str(settings.project_dir), "data_dir": str(settings.data_dir), "tenant": spec.tenant_id}
+    path = source.path
+    for name, value in values.items():
+        path = path.replace("{" + name + "}", value)
+    for other in manifest.spec.sources:
+        placeholder = "{sources." + other.name + "}"
+        if placeholder in path:
+            path = path.replace(placeholder, resolve_path(manifest, other, spec, settings))
+    if "://" in path:
+        return path
+    base = settings.project_dir if not Path(path).is_absolute() else Path("/")
+    return os.path.normpath(base / path)
+
+
+def connector_for(manifest: Pipeline, source: Source, spec: StageSpec, settings: Settings) -> Connector:
+    """The connector of a source. Connectors are imported when used: each brings its own libraries."""
+    if source.connector == "files":
+        from barecount_assets.stages.ingestion.connectors.files import FilesConnector, file_format
+
+        path = resolve_path(manifest, source, spec, settings)
+        return FilesConnector(path, source.file_name, file_format(source.format.model_dump()))
+    if source.connector == "rest":
+        from barecount_assets.stages.ingestion.connectors.rest import RestConnector
+
+        return RestConnector(source.rest)
+    from barecount_assets.stages.ingestion.connectors.sql import SqlConnector
+
+    return SqlConnector(source.sql)

@@ -1,0 +1,507 @@
+"""Ingestion: units of a source become raw batches, each whole or not at all.
+
+For every unit: parse to the extraction contract, judge by the raw contract's rules, write the accepted rows to the raw
+store and to the raw table in one pass, keep the refused ones whole in quarantine, and register batch and evidence in
+the transaction that makes the rows visible. received = accepted + quarantined, or the unit does not land. Content that
+landed already is not landed again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from barecount_assets.stages.environment import StageEnvironment
+from barecount_assets.stages.ingestion import sources
+from barecount_assets.stages.ingestion.records import (
+    REJECT_SCHEMA,
+    Connector,
+    ExtractorSchema,
+    ObservedSchema,
+    ParsedBatch,
+    Unit,
+    Window,
+)
+from barecount_assets.stages.ingestion.rules import RULE_BROKEN, ContractRules
+from resources.governance.contracts import Contract
+from resources.runners.facade import Progress
+from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec, run_token
+from resources.runtime.database import as_json, fetch, fetch_dicts, unavailable_as_error
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.runtime.settings import SOFTWARE_VERSION
+from resources.storage import raw_tables
+from resources.storage.raw_store import ObjectWriter, StoredObject, prefix_of
+from resources.trust import ledger
+
+_QUEUE_BATCHES = 4
+_SAMPLES = 5
+
+
+def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
+    """Ingest one source over a window of days."""
+    assert spec.source is not None and spec.window is not None
+    window = Window(*(dt.date.fromisoformat(day) for day in spec.window))
+    manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
+    source = manifest.source(spec.source)
+    extraction = environment.declarations.contract(source.dataset, "extraction")
+    raw = environment.declarations.contract(source.dataset, "raw")
+    connector = sources.connector_for(manifest, source, spec, environment.settings)
+    with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
+        units = connector.discover(window, _cursor(connection, spec))
+        token = run_token(
+            stage=Stage.INGESTION,
+            tenant=spec.tenant_id,
+            pipeline=spec.pipeline,
+            manifest=manifest.hash,
+            source=spec.source,
+            window=list(spec.window),
+            units=[[unit.source_id, unit.sha256 or unit.cursor or ""] for unit in units],
+            contracts=[extraction.hash, raw.hash],
+            code=environment.code_version,
+        )
+        landing = _Landing(environment, spec, connector, extraction, raw, manifest.hash)
+        if spec.probe and not (
+            landing.all_known(connection, units) and _days_marked(connection, spec, source.dated, window)
+        ):
+            return StageReceipt(Stage.INGESTION, spec.tenant_id, spec.pipeline, token, changed=True)
+        environment.register_tenant(connection, spec.tenant_id)
+        raw_tables.ensure(connection, raw)
+        landed: list[_Landed] = []
+        with closing(landing):
+            for number, unit in enumerate(units, start=1):
+                progress(f"{spec.source} {unit.source_id}", number - 1, len(units))
+                landed.append(landing.land(connection, unit))
+        progress(spec.source, len(units), len(units))
+        changed = any(unit.state != "known" for unit in landed)
+        return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction)
+
+
+@dataclass(frozen=True)
+class _Landed:
+    """What became of one unit; state is landed, reinstated or known."""
+
+    unit: Unit
+    state: str
+    batch: dict[str, Any]
+
+
+class _Landing:
+    """Lands the units of one source over one ADBC connection."""
+
+    def __init__(
+        self,
+        environment: StageEnvironment,
+        spec: StageSpec,
+        connector: Connector,
+        extraction: Contract,
+        raw: Contract,
+        manifest_hash: str,
+    ) -> None:
+        self._environment, self._spec, self._connector = environment, spec, connector
+        self._extraction, self._raw, self._manifest_hash = extraction, raw, manifest_hash
+        self._schema = sources.extractor_schema(extraction)
+        self._rules = ContractRules(raw)
+        self._arrow: Any = None
+
+    def close(self) -> None:
+        if self._arrow is not None:
+            self._arrow.close()
+
+    def all_known(self, connection: psycopg.Connection, units: list[Unit]) -> bool:
+        """Whether every unit's content has landed and is current. A stream is unknown until it is read."""
+        for unit in units:
+            batch = unit.sha256 and self._known(connection, unit.partition_date, unit.sha256)
+            if not batch or not batch["is_current"]:
+                return False
+        return True
+
+    def land(self, connection: psycopg.Connection, unit: Unit) -> _Landed:
+        """Land one unit unless its content is there."""
+        if unit.sha256 is not None:
+            known = self._known(connection, unit.partition_date, unit.sha256)
+            if known is not None:
+                return self._recognise(connection, unit, known)
+        observed = self._connector.observed_schema(unit)
+        with unavailable_as_error():
+            return self._copy(connection, unit, observed)
+
+    def _known(
+        self, connection: psycopg.Connection, day: dt.date | None, content_sha256: str
+    ) -> dict[str, Any] | None:
+        rows = fetch_dicts(
+            connection,
+            "select * from platform.raw_batch where tenant_id = $1 and dataset = $2 "
+            "and partition_date is not distinct from $3::date and content_sha256 = $4",
+            (self._spec.tenant_id, self._raw.dataset, day, content_sha256),
+        )
+        return rows[0] if rows else None
+
+    def _recognise(self, connection: psycopg.Connection, unit: Unit, batch: dict[str, Any]) -> _Landed:
+        """Known content is current already, or becomes it again when an older file came back."""
+        if batch["is_current"]:
+            return _Landed(unit, "known", batch)
+        token = run_token(batch=batch["run_token"], reinstated_after=batch["evidence_seq"])
+        with connection.transaction():
+            seq = ledger.append(
+                connection,
+                ledger.Entry(
+                    self._spec.tenant_id, "batch.reinstated", f"{batch['dataset']}/{batch['source_id']}", token,
+                    {"content_sha256": batch["content_sha256"], "landed_in_entry": batch["evidence_seq"]},
+                ),
+            )
+            fetch(connection, _RETIRE, (self._spec.tenant_id, self._raw.dataset, batch["source_id"]))
+            fetch(connection, "update platform.raw_batch set is_current = true where batch_id = $1",
+                  (batch["batch_id"],))
+        return _Landed(unit, "reinstated", {**batch, "reinstated_in_entry": seq})
+
+    def _copy(self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema) -> _Landed:
+        if self._arrow is None:
+            self._arrow = self._environment.database.connect_arrow()
+            fetch(self._arrow, "set synchronous_commit = off")  # what is lost in a power cut is landed again
+            self._arrow.commit()
+        spec, dataset = self._spec, self._raw.dataset
+        load_date = dt.datetime.now(dt.UTC).date().isoformat()
+        identity = {
+            "tenant": spec.tenant_id, "dataset": dataset, "source_id": unit.source_id,
+            "partition_date": unit.partition_date and unit.partition_date.isoformat(),
+            "contracts": [self._extraction.hash, self._raw.hash],
+        }
+        # A stream has no digest before it is read; its content is then that of its object.
+        object_token = run_token(**identity, content=unit.sha256 or unit.cursor or load_date)
+        prefix = prefix_of(spec.tenant_id, dataset, load_date, object_token)
+        store = self._environment.raw_store
+        try:
+            with ExitStack() as stack:
+                batch_id = fetch(self._arrow, "select nextval('platform.raw_batch_batch_id_seq')")[0][0]
+                accepted = stack.enter_context(store.writer(prefix, self._schema.arrow))
+                quarantine = stack.enter_context(_Quarantine(store, prefix))
+                feed = stack.enter_context(
+                    _Feed(self._connector.read(unit, self._schema), self._rules, accepted, quarantine)
+                )
+                with self._arrow.cursor() as cursor:
+                    raw_tables.append(cursor, self._raw, spec.tenant_id, batch_id, feed, self._schema.arrow)
+                if accepted.rows + quarantine.rows != feed.received:
+                    raise BareCountError(
+                        ErrorCode.INTERNAL,
+                        f"{unit.source_id}: received {feed.received} records, but accepted {accepted.rows} and "
+                        f"quarantined {quarantine.rows}",
+                        hint="nothing of the unit landed; report this file's shape",
+                    )
+                stored, refused = accepted.finish(), quarantine.finish()
+                content = unit.sha256 or stored.sha256
+                if unit.sha256 is None:
+                    known = self._known(connection, unit.partition_date, content)
+                    if known is not None:
+                        self._arrow.rollback()
+                        return self._recognise(connection, unit, known)
+                batch = self._register(unit, observed, batch_id, object_token, content, load_date, stored, refused,
+                                       feed.received)
+                if refused is not None:
+                    self._load_quarantine(refused, unit, batch_id, object_token)
+            self._arrow.commit()
+        except BaseException:
+            _rollback_quietly(self._arrow)
+            raise
+        return _Landed(unit, "landed", batch)
+
+    def _load_quarantine(self, refused: StoredObject, unit: Unit, batch_id: int, token: str) -> None:
+        constants = {
+            "tenant_id": self._spec.tenant_id, "pipeline": self._spec.pipeline, "dataset": self._raw.dataset,
+            "stage": Stage.INGESTION.value, "batch_id": batch_id, "source_id": unit.source_id, "run_token": token,
+        }
+        with self._arrow.cursor() as cursor:
+            raw_tables.append_quarantine(cursor, self._environment.raw_store.read(refused.key), constants)
+
+    def _register(
+        self, unit: Unit, observed: ObservedSchema, batch_id: int, token: str, content: str, load_date: str,
+        stored: StoredObject, refused: StoredObject | None, received: int,
+    ) -> dict[str, Any]:
+        drift = self._drift(observed)
+        batch = {
+            "batch_id": batch_id, "tenant_id": self._spec.tenant_id, "pipeline": self._spec.pipeline,
+            "dataset": self._raw.dataset, "source_id": unit.source_id,
+            "partition_date": unit.partition_date and unit.partition_date.isoformat(), "load_date": load_date,
+            "is_current": True, "content_sha256": content, "received": received, "accepted": stored.rows,
+            "quarantined": refused.rows if refused else 0, "object_key": stored.key, "object_sha256": stored.sha256,
+            "object_bytes": stored.size, "quarantine_key": refused and refused.key,
+            "quarantine_sha256": refused and refused.sha256, "schema_hash": self._schema.hash,
+            "extraction_version": self._extraction.version, "contract_version": self._raw.version,
+            "contract_hash": self._raw.hash, "software_version": SOFTWARE_VERSION, "drift": drift,
+            "run_token": token,
+        }
+        subject = f"{self._raw.dataset}/{unit.source_id}"
+        # Batch numbers and load dates differ from one database to the next; content does not.
+        payload = {k: v for k, v in batch.items() if k not in {"batch_id", "is_current", "run_token"}}
+        seq = ledger.append(
+            self._arrow,
+            ledger.Entry(self._spec.tenant_id, "batch.landed", subject, token,
+                         {**payload, "manifest_hash": self._manifest_hash}),
+        )
+        fetch(self._arrow, _RETIRE, (self._spec.tenant_id, self._raw.dataset, unit.source_id))
+        fetch(self._arrow, _REGISTER, (as_json({**batch, "evidence_seq": seq}),))
+        if unit.cursor is not None:
+            fetch(self._arrow, _SET_CURSOR, (self._spec.tenant_id, self._spec.pipeline, self._spec.source, unit.cursor))
+        return {**batch, "evidence_seq": seq}
+
+    def _drift(self, observed: ObservedSchema) -> dict[str, Any] | None:
+        """Field names the source has beyond the contract, and those of the contract it lacks."""
+        declared = [column.source_name for column in self._extraction.columns]
+        added = [name for name in observed.names if name not in declared]
+        missing = [name for name in declared if observed.names and name not in observed.names]
+        return {"added": added, "missing": missing} if added or missing else None
+
+
+class _Quarantine:
+    """Refused records of one unit, spilled to an object of their own so that memory stays bounded."""
+
+    def __init__(self, store: Any, prefix: str) -> None:
+        self._store, self._prefix = store, prefix
+        self._writer: ObjectWriter | None = None
+        self.rows = 0
+
+    def __enter__(self) -> _Quarantine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+
+    def write(self, rejects: pa.RecordBatch) -> None:
+        if rejects.num_rows == 0:
+            return
+        if self._writer is None:
+            self._writer = self._store.writer(f"{self._prefix}/quarantine", REJECT_SCHEMA)
+        self._writer.write(rejects)
+        self.rows += rejects.num_rows
+
+    def finish(self) -> StoredObject | None:
+        return self._writer.finish() if self._writer else None
+
+
+class _Feed:
+    """Accepted rows of a unit, as an iterator for COPY, produced one step ahead by a thread.
+
+    Parsing, judging, compressing and hashing overlap with the database taking rows in. The queue is bounded, so a
+    slow database slows the reader down instead of filling memory.
+    """
+
+    def __init__(
+        self, batches: Iterator[ParsedBatch], rules: ContractRules, accepted: ObjectWriter, quarantine: _Quarantine
+    ) -> None:
+        self._batches, self._rules = batches, rules
+        self._accepted, self._quarantine = accepted, quarantine
+        self._queue: queue.Queue[pa.RecordBatch | BaseException | None] = queue.Queue(_QUEUE_BATCHES)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="ingestion-feed", daemon=True)
+        self.received = 0
+
+    def __enter__(self) -> _Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _produce(self) -> None:
+        try:
+            for batch in self._batches:
+                if self._stop.is_set():
+                    return
+                rows = self._split(batch)
+                self._accepted.write(rows)
+                self._queue.put(rows)
+            self._queue.put(None)
+        except BaseException as error:  # handed to the thread that waits for rows
+            self._queue.put(error)
+
+    def _split(self, batch: ParsedBatch) -> pa.RecordBatch:
+        self.received += batch.received
+        self._quarantine.write(batch.rejects)
+        verdict = self._rules.judge(batch.rows)
+        if verdict is None:
+            return batch.rows
+        positions = verdict.positions.to_arrow().cast(pa.int64())
+        broken = batch.rows.take(positions)
+        self._quarantine.write(
+            pa.RecordBatch.from_arrays(
+                [
+                    broken.column("_row_number"),
+                    verdict.fields.to_arrow().cast(pa.string()),
+                    pa.array([RULE_BROKEN] * broken.num_rows, pa.string()),
+                    verdict.messages.to_arrow().cast(pa.string()),
+                    batch.payload_of(positions),
+                ],
+                schema=REJECT_SCHEMA,
+            )
+        )
+        keep = pc.invert(pc.is_in(pa.array(range(batch.rows.num_rows), pa.int64()), value_set=positions))
+        return batch.rows.filter(keep)
+
+
+def _finish(
+    spec: StageSpec, environment: StageEnvironment, connection: psycopg.Connection, dated: bool, window: Window,
+    token: str, landed: list[_Landed], changed: bool, extraction: Contract,
+) -> StageReceipt:
+    batches = [item.batch for item in landed]
+    unique = {batch["batch_id"]: batch for batch in batches}.values()
+    counts = {
+        "units": len(landed),
+        "landed": sum(item.state == "landed" for item in landed),
+        "reinstated": sum(item.state == "reinstated" for item in landed),
+        "redelivered": len(landed) - len(unique),
+        **{name: sum(batch[name] for batch in unique) for name in ("received", "accepted", "quarantined")},
+    }
+    content = run_token(content=sorted(batch["content_sha256"] for batch in unique))
+    drifted = sorted(
+        (batch["source_id"], json.dumps(_as_dict(batch["drift"]), sort_keys=True)) for batch in unique if batch["drift"]
+    )
+    with connection.transaction():
+        done = fetch(
+            connection,
+            "select 1 from platform.stage_run where tenant_id=$1 and pipeline=$2 and stage=$3 and run_token=$4",
+            (spec.tenant_id, spec.pipeline, Stage.INGESTION.value, token),
+        )
+        if not done:
+            payload = {
+                "source": spec.source, "window": list(spec.window or ()), "counts": counts, "content_sha256": content,
+                "contract": {"dataset": extraction.dataset, "extraction": extraction.version},
+                "code_version": environment.code_version,
+            }
+            seq = ledger.append(
+                connection,
+                ledger.Entry(spec.tenant_id, f"{Stage.INGESTION}.finished", spec.pipeline, token, payload),
+            )
+            fetch(connection, _FINISH, (spec.tenant_id, spec.pipeline, Stage.INGESTION.value, token,
+                                        as_json(payload), seq))
+        if dated:
+            fetch(connection, _MARK_DAYS, (spec.tenant_id, spec.pipeline, spec.source, window.start, window.end))
+    checks = (_schema_check(extraction, drifted), _accounting_check(extraction, counts, connection, unique))
+    per_day: dict[str, dict[str, int]] = {}
+    for batch in unique:
+        day = per_day.setdefault(str(batch["partition_date"] or ""), dict.fromkeys(("received", "accepted", "quarantined"), 0))
+        for name in day:
+            day[name] += batch[name]
+    return StageReceipt(
+        stage=Stage.INGESTION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=changed,
+        counts=counts, outputs=(Output(extraction.dataset, content, counts["accepted"]),), checks=checks,
+        facts={"source": spec.source, "days": per_day},
+    )
+
+
+def _schema_check(extraction: Contract, drifted: list[tuple[str, str]]) -> CheckOutcome:
+    if not drifted:
+        return CheckOutcome(
+            "schema_matches_contract", extraction.dataset, True, True,
+            f"every unit has the fields of extraction contract {extraction.version}",
+        )
+    first = "; ".join(f"{source_id}: {drift}" for source_id, drift in drifted[:_SAMPLES])
+    return CheckOutcome(
+        "schema_matches_contract", extraction.dataset, False, True,
+        f"{len(drifted)} units differ from extraction contract {extraction.version}: {first}. The data has landed; "
+        "GDPs wait until a new contract version declares the change",
+        {"drifted": len(drifted)},
+    )
+
+
+def _accounting_check(
+    extraction: Contract, counts: dict[str, int], connection: psycopg.Connection, batches: Any
+) -> CheckOutcome:
+    """Recount what is stored and compare with what was received: the promise, checked where it could break."""
+    ids = [batch["batch_id"] for batch in batches]
+    stored = raw_tables.count_rows(connection, extraction.dataset, ids)
+    quarantined = fetch(
+        connection, "select count(*) from platform.quarantine where batch_id = any($1) and stage = $2",
+        (ids, Stage.INGESTION.value),
+    )[0][0]
+    passed = counts["received"] == stored + quarantined
+    return CheckOutcome(
+        "nothing_lost", extraction.dataset, passed, True,
+        f"received {counts['received']} = accepted {stored} + quarantined {quarantined}" if passed
+        else f"received {counts['received']}, but {stored} rows and {quarantined} quarantined records are stored",
+        {"received": counts["received"], "accepted": stored, "quarantined": quarantined},
+    )
+
+
+def _as_dict(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _cursor(connection: psycopg.Connection, spec: StageSpec) -> str | None:
+    rows = fetch(
+        connection, "select cursor from platform.source_cursor where tenant_id=$1 and pipeline=$2 and source=$3",
+        (spec.tenant_id, spec.pipeline, spec.source),
+    )
+    return rows[0][0] if rows else None
+
+
+def _rollback_quietly(arrow: Any) -> None:
+    """A connection that is gone has rolled back already; the error under way says more than this one could."""
+    try:
+        arrow.rollback()
+    except Exception:  # noqa: BLE001, S110
+        pass
+
+
+def _days_marked(connection: psycopg.Connection, spec: StageSpec, dated: bool, window: Window) -> bool:
+    if not dated:
+        return True
+    marked = fetch(
+        connection,
+        "select count(*) from platform.ingested_day "
+        "where tenant_id=$1 and pipeline=$2 and source=$3 and day between $4 and $5",
+        (spec.tenant_id, spec.pipeline, spec.source, window.start, window.end),
+    )[0][0]
+    return marked == (window.end - window.start).days + 1
+
+
+_RETIRE = """
+update platform.raw_batch set is_current = false
+where tenant_id = $1 and dataset = $2 and source_id = $3 and is_current
+"""
+_REGISTER = """
+insert into platform.raw_batch (
+    batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
+    accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
+    extraction_version, contract_version, contract_hash, software_version, drift, run_token, evidence_seq)
+overriding system value
+select
+    batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
+    accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
+    extraction_version, contract_version, contract_hash, software_version, nullif(drift, 'null'::jsonb), run_token,
+    evidence_seq
+from jsonb_populate_record(null::platform.raw_batch, $1::text::jsonb)
+"""
+_SET_CURSOR = """
+insert into platform.source_cursor (tenant_id, pipeline, source, cursor) values ($1, $2, $3, $4)
+on conflict (tenant_id, pipeline, source) do update set cursor = excluded.cursor, updated_at = now()
+"""
+_FINISH = """
+insert into platform.stage_run (tenant_id, pipeline, stage, run_token, receipt, evidence_seq)
+values ($1, $2, $3, $4, $5::text::jsonb, $6)
+"""
+_MARK_DAYS = """
+insert into platform.ingested_day (tenant_id, pipeline, source, day)
+select $1, $2, $3, day::date from generate_series($4::date, $5::date, interval '1 day') as day
+on conflict do nothing
+"""

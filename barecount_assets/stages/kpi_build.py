@@ -1,0 +1,167 @@
+"""KPI build: GDPs become KPI series, and gates decide whether they may be published.
+
+Only the periods that changed GDP rows touch are computed again. Then every KPI's acceptance suite and its
+reconciliation with a system of record are decided over the whole series, and recorded with evidence in one
+transaction; a failed gate leaves the series in the KPI store and the previous publication in place.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+
+from barecount_assets.stages import dbt, gates, history
+from barecount_assets.stages.environment import StageEnvironment
+from barecount_assets.stages.gates import GateResult
+from barecount_assets.stages.normalization import test_outcomes
+from resources.governance.kpis import Kpi
+from resources.governance.manifests import Pipeline
+from resources.runners.facade import Progress
+from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec
+from resources.runtime.database import as_json, fetch
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.storage import gdp_store, kpi_store
+from resources.trust import ledger
+
+
+def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
+    """Bring the KPIs of one pipeline and tenant up to its newest committed GDPs, and decide their gates."""
+    manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
+    kpis = [environment.declarations.kpi(name) for name in manifest.spec.kpis]
+    with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
+        gdp = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION)
+        if gdp is None or gdp.run_id is None:
+            raise BareCountError(
+                ErrorCode.EVIDENCE_MISSING,
+                f"{spec.pipeline} has no committed GDPs for tenant {spec.tenant_id}",
+                hint="materialize its GDPs first",
+            )
+        calendar = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.CALENDAR)
+        last = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.KPI_BUILD)
+        tenant = environment.declarations.tenant(spec.tenant_id)
+        definition = {
+            "manifest": manifest.hash,
+            "kpis": {kpi.name: kpi.hash for kpi in kpis},
+            "contracts": [environment.declarations.contract(f"{spec.pipeline}.{kpi.name}", "activation").hash
+                          for kpi in kpis],
+            "calendar": calendar.receipt.outputs[0].content_sha256 if calendar else None,
+            "code": environment.code_version,
+        }
+        reconciled_days = gates.reconciled_days(connection, spec.tenant_id, spec.pipeline, manifest, kpis)
+        identity = {"stage": Stage.KPI_BUILD, "tenant": spec.tenant_id, "pipeline": spec.pipeline,
+                    "gdp": gdp.run_token, "days": reconciled_days, **definition}
+        token = history.token_for(connection, identity, last, spec.tenant_id, spec.pipeline, Stage.KPI_BUILD)
+        if last is not None and last.run_token == token:
+            return history.unchanged(last)
+        if spec.probe:
+            return StageReceipt(Stage.KPI_BUILD, spec.tenant_id, spec.pipeline, token, changed=True)
+        incremental = last is not None and all(last.basis.get(name) == value for name, value in definition.items())
+        periods = {
+            kpi.name: _affected_periods(connection, kpi, spec.tenant_id, last.run_id or 0) for kpi in kpis
+        } if incremental and last is not None else "all"
+        variables = {
+            "tenant": spec.tenant_id, "run_id": gdp.run_id, "scope": "changed" if incremental else "all",
+            "kpi_periods": periods, "kpi_versions": {kpi.name: kpi.metadata.version for kpi in kpis},
+            "currency": tenant.spec.currency,
+        }
+        results = dbt.build(environment, [kpi.name for kpi in kpis], variables, progress)
+        progress("gates", 0, len(kpis))
+        decided = gates.decide(connection, environment, spec, manifest, kpis, progress)
+        with connection.transaction():
+            return _commit(connection, spec, environment, manifest, kpis, gdp, token, identity, definition, results,
+                           decided, periods)
+
+
+def _commit(
+    connection: psycopg.Connection, spec: StageSpec, environment: StageEnvironment, manifest: Pipeline,
+    kpis: Sequence[Kpi], gdp: history.FinishedStage, token: str, identity: dict[str, Any], definition: dict[str, Any],
+    results: Sequence[dbt.NodeResult], decided: Sequence[GateResult], periods: Any,
+) -> StageReceipt:
+    outputs = []
+    for kpi in kpis:
+        columns = environment.declarations.contract(f"{spec.pipeline}.{kpi.name}", "activation").column_names
+        content, rows = kpi_store.series_hash(connection, kpi.name, spec.tenant_id, columns)
+        outputs.append(Output(kpi.name, content, rows, {"version": kpi.metadata.version}))
+    for gate in decided:
+        _record_gate(connection, spec, token, gate)
+    checks = (
+        *test_outcomes(results),
+        *(CheckOutcome(gate.gate, gate.kpi, gate.passed, True, gate.summary, gate.details) for gate in decided),
+    )
+    receipt = StageReceipt(
+        stage=Stage.KPI_BUILD, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,
+        counts={"rows": sum(o.rows for o in outputs), "gates": len(decided),
+                "gates_failed": sum(not gate.passed for gate in decided)},
+        outputs=tuple(outputs), checks=checks,
+        facts={"run_id": gdp.run_id, "periods": "all" if periods == "all" else "changed"},
+    )
+    from resources.runners.stage import run_token
+
+    plain = run_token(**identity)
+    assert gdp.run_id is not None
+    history.finish(
+        connection, receipt, gdp.run_id,
+        basis={**definition, "gdp_token": gdp.run_token, "again_of": plain if plain != token else None},
+        evidence={
+            "gdp": {"run_token": gdp.run_token, "evidence": gdp.evidence_seq,
+                    "outputs": {o.name: o.content_sha256 for o in gdp.receipt.outputs}},
+            "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
+            "kpis": {kpi.name: {"version": kpi.metadata.version, "hash": kpi.hash} for kpi in kpis},
+            "calendar": definition["calendar"], "manifest_hash": manifest.hash,
+            "code_version": environment.code_version,
+        },
+    )
+    return receipt
+
+
+def _record_gate(connection: psycopg.Connection, spec: StageSpec, token: str, gate: GateResult) -> None:
+    seq = ledger.append(
+        connection,
+        ledger.Entry(
+            spec.tenant_id, "gate.passed" if gate.passed else "gate.failed", f"{gate.kpi}/{gate.gate}", token,
+            {"summary": gate.summary, "details": gate.details},
+        ),
+    )
+    fetch(connection, _GATE, (spec.tenant_id, spec.pipeline, gate.kpi, gate.gate, token, gate.passed, gate.summary,
+                              as_json(gate.details), seq))
+    if gate.differences:
+        fetch(connection, _DIFFERENCES, (spec.tenant_id, spec.pipeline, gate.kpi, token,
+                                         as_json([difference.__dict__ for difference in gate.differences])))
+
+
+def _affected_periods(
+    connection: psycopg.Connection, kpi: Kpi, tenant_id: str, since_run: int
+) -> Mapping[str, list[str]]:
+    """Periods to compute again, by kind: those of changed rows, and every later one where the effect is onward."""
+    days: set[dt.date] = set()
+    for dependency in kpi.spec.depends_on:
+        changed = gdp_store.changed_dates(connection, dependency.gdp, tenant_id, dependency.date_column, since_run)
+        days.update(changed)
+        if changed and dependency.effect == "onward":
+            last = max(
+                gdp_store.last_date(connection, other.gdp, tenant_id, other.date_column) or changed[-1]
+                for other in kpi.spec.depends_on
+            )
+            span = (max(last, changed[-1]) - changed[0]).days
+            days.update(changed[0] + dt.timedelta(days=offset) for offset in range(span + 1))
+    return {
+        kind: sorted({day.isoformat()[: _PERIOD_LENGTH[kind]] for day in days})
+        for kind in sorted({grain.period for grain in kpi.spec.grains})
+    }
+
+
+_PERIOD_LENGTH = {"day": len("2026-03-05"), "month": len("2026-03")}
+_GATE = """
+insert into platform.gate_result (
+    tenant_id, pipeline, kpi, gate, run_token, passed, summary, details, evidence_seq)
+values ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9)
+"""
+_DIFFERENCES = """
+insert into platform.reconciliation_difference (
+    tenant_id, pipeline, kpi, run_token, key, ours, theirs, difference)
+select $1, $2, $3, $4, d.key, d.ours, d.theirs, d.difference
+from jsonb_to_recordset($5::text::jsonb) as d(key text, ours numeric, theirs numeric, difference numeric)
+"""

@@ -1,0 +1,240 @@
+"""Normalization: current raw batches become GDPs.
+
+dbt computes the rows whose keys the new batches touch and versions them under this run's number; the commit at the end
+(the batches now included, content hashes, evidence) is what makes the run count. A run that dies before it leaves
+nothing visible, and the next one starts from the last commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from barecount_assets.stages import dbt, history
+from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.manifests import Pipeline
+from resources.runners.facade import Progress
+from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec
+from resources.runtime.database import fetch, fetch_dicts
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.storage import gdp_store, raw_tables
+
+
+def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
+    """Bring the GDPs of one pipeline and tenant up to its current raw batches."""
+    manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
+    with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
+        datasets = [source.dataset for source in manifest.spec.sources]
+        batches = fetch_dicts(connection, _CURRENT_BATCHES, (spec.tenant_id, datasets))
+        _require_decided_drift(environment, batches)
+        last = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION)
+        definition = {
+            "manifest": manifest.hash,
+            "contracts": _contract_hashes(environment, manifest),
+            "code": environment.code_version,
+        }
+        inputs = sorted([b["dataset"], b["source_id"], str(b["partition_date"] or ""), b["content_sha256"]] for b in batches)
+        identity = {"stage": Stage.NORMALIZATION, "tenant": spec.tenant_id, "pipeline": spec.pipeline,
+                    "inputs": inputs, **definition}
+        token = history.token_for(connection, identity, last, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION)
+        if last is not None and last.run_token == token:
+            return history.unchanged(last)
+        if spec.probe:
+            return StageReceipt(Stage.NORMALIZATION, spec.tenant_id, spec.pipeline, token, changed=True)
+        if not batches:
+            raise BareCountError(
+                ErrorCode.SOURCE_NOT_FOUND,
+                f"there is nothing to normalize: no raw batch of {spec.pipeline} has landed for tenant {spec.tenant_id}",
+                hint="check the window and the sources of the run",
+            )
+        run_id = history.run_number(
+            connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION, token, manifest.hash,
+            environment.code_version,
+        )
+        for dataset in datasets:
+            raw_tables.ensure(connection, environment.declarations.contract(dataset, "raw"))
+        changed = _changed_batches(connection, spec, datasets)
+        scope = _scope(connection, spec, last, definition, run_id)
+        variables = {
+            "tenant": spec.tenant_id, "run_id": run_id, "scope": scope,
+            "batches": changed if scope == "changed" else [],
+        }
+        models = list(manifest.spec.transforms.gdp)
+        results = dbt.build(environment, [*models, *(f"{model}__rejected" for model in models)], variables, progress)
+        with connection.transaction():
+            return _commit(connection, spec, environment, manifest, token, run_id, identity, definition, batches,
+                           results, scope)
+
+
+def _commit(
+    connection: psycopg.Connection, spec: StageSpec, environment: StageEnvironment, manifest: Pipeline, token: str,
+    run_id: int, identity: dict[str, Any], definition: dict[str, Any], batches: Sequence[dict[str, Any]],
+    results: Sequence[dbt.NodeResult], scope: str,
+) -> StageReceipt:
+    outputs = []
+    for model in manifest.spec.transforms.gdp:
+        content, rows = gdp_store.head_hash(connection, model, spec.tenant_id)
+        versions = _versions(connection, model, spec.tenant_id, run_id)
+        outputs.append(Output(model, content, rows, versions))
+    quarantined = _quarantine(connection, spec, manifest, token)
+    fetch(connection, _INCLUDE, (spec.tenant_id, spec.pipeline, run_id, [b["batch_id"] for b in batches]))
+    receipt = StageReceipt(
+        stage=Stage.NORMALIZATION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,
+        counts={"batches": len(batches), "rows": sum(o.rows for o in outputs), "quarantined": quarantined},
+        outputs=tuple(outputs), checks=test_outcomes(results), facts={"run_id": run_id, "scope": scope},
+    )
+    gold = {m: environment.declarations.contract(f"{spec.pipeline}.{m}", "gold").version
+            for m in manifest.spec.transforms.gdp}
+    history.finish(
+        connection, receipt, run_id,
+        basis={**definition, "again_of": _again_of(identity, token)},
+        evidence={
+            "inputs": identity["inputs"],
+            "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
+            "quarantined": quarantined, "contracts": gold, "manifest_hash": manifest.hash,
+            "manifest_version": manifest.metadata.version, "code_version": environment.code_version,
+            "tests": {"passed": sum(r.kind == "test" and r.passed for r in results)},
+        },
+    )
+    return receipt
+
+
+def test_outcomes(results: Sequence[dbt.NodeResult]) -> tuple[CheckOutcome, ...]:
+    """dbt's data tests as checks. A failed one has raised already: these passed or warned."""
+    return tuple(
+        CheckOutcome(r.name, r.model, r.status != "warn", False, r.message or r.status, {"failures": r.failures})
+        for r in results if r.kind == "test"
+    )
+
+
+def _again_of(identity: dict[str, Any], token: str) -> str | None:
+    from resources.runners.stage import run_token
+
+    plain = run_token(**identity)
+    return plain if plain != token else None
+
+
+def _require_decided_drift(environment: StageEnvironment, batches: Sequence[dict[str, Any]]) -> None:
+    """Drifted batches wait until the current extraction contract declares what they have."""
+    for batch in batches:
+        drift = batch["drift"]
+        if not drift:
+            continue
+        contract = environment.declarations.contract(batch["dataset"], "extraction")
+        fields = {column.source_name: column.required for column in contract.columns}
+        added = [name for name in drift["added"] if name not in fields]
+        missing = [name for name in drift["missing"] if fields.get(name)]
+        if added or missing:
+            raise BareCountError(
+                ErrorCode.SCHEMA_DRIFT,
+                f"{batch['dataset']}: {batch['source_id']} differs from extraction contract {contract.version}: "
+                f"added {added or 'none'}, missing {missing or 'none'}; its rows have landed",
+                hint="declare the change in a new version of the extraction and raw contracts, then run again",
+                details={"dataset": batch["dataset"], "source_id": batch["source_id"], **drift},
+            )
+
+
+def _contract_hashes(environment: StageEnvironment, manifest: Pipeline) -> list[str]:
+    raw = [environment.declarations.contract(source.dataset, "raw").hash for source in manifest.spec.sources]
+    gold = [environment.declarations.contract(f"{manifest.name}.{model}", "gold").hash
+            for model in manifest.spec.transforms.gdp]
+    return [*raw, *gold]
+
+
+def _changed_batches(connection: psycopg.Connection, spec: StageSpec, datasets: Sequence[str]) -> list[int]:
+    """Batches that are current and not yet included, or included and no longer current."""
+    rows = fetch(connection, _CHANGED_BATCHES, (spec.tenant_id, spec.pipeline, list(datasets)))
+    return [batch_id for (batch_id,) in rows]
+
+
+def _scope(
+    connection: psycopg.Connection, spec: StageSpec, last: history.FinishedStage | None,
+    definition: dict[str, Any], run_id: int,
+) -> str:
+    """`changed` when only data changed since the last commit, else `all`.
+
+    An attempt that never committed may have versioned rows of batches that are no longer current: then the changed
+    batches do not lead to every row at fault, and all keys are computed.
+    """
+    if last is None or any(last.basis.get(name) != value for name, value in definition.items()):
+        return "all"
+    abandoned = fetch(
+        connection,
+        "select 1 from platform.run where tenant_id=$1 and pipeline=$2 and stage=$3 and run_id > $4 and run_id <> $5 "
+        "limit 1",
+        (spec.tenant_id, spec.pipeline, Stage.NORMALIZATION.value, last.run_id, run_id),
+    )
+    return "all" if abandoned else "changed"
+
+
+def _versions(connection: psycopg.Connection, model: str, tenant_id: str, run_id: int) -> dict[str, int]:
+    statement = sql.SQL(
+        "select count(*) filter (where valid_from_run = $2::bigint), count(*) filter (where valid_to_run = $2::bigint) "
+        "from {} where tenant_id = $1 and (valid_from_run = $2::bigint or valid_to_run = $2::bigint)"
+    ).format(sql.Identifier(gdp_store.SCHEMA, model))
+    new, closed = fetch(connection, statement.as_string(connection), (tenant_id, run_id))[0]
+    return {"versions_added": new, "versions_closed": closed}
+
+
+def _quarantine(connection: psycopg.Connection, spec: StageSpec, manifest: Pipeline, token: str) -> int:
+    """Copy what the models refused into quarantine, whole, with lineage to raw; returns how many are new."""
+    total = 0
+    for model in manifest.spec.transforms.gdp:
+        relation = f"{gdp_store.SCHEMA}.{model}__rejected"
+        if fetch(connection, "select to_regclass($1)", (relation,)) == [(None,)]:
+            continue
+        rejected = sql.Identifier(gdp_store.SCHEMA, f"{model}__rejected")
+        listed = sql.SQL("select distinct dataset from {} where tenant_id = $1").format(rejected)
+        for (dataset,) in fetch(connection, listed.as_string(connection), (spec.tenant_id,)):
+            statement = sql.SQL(_QUARANTINE).format(
+                rejected=rejected, raw=sql.Identifier(raw_tables.SCHEMA, raw_tables.table_name(dataset))
+            )
+            rows = fetch(connection, statement.as_string(connection), (spec.tenant_id, spec.pipeline, dataset, model, token))
+            total += rows[0][0]
+    return total
+
+
+_QUARANTINE = """
+with added as (
+    insert into platform.quarantine (
+        tenant_id, pipeline, dataset, stage, batch_id, source_id, row_number, field, reason, message, payload, run_token)
+    select r.tenant_id, $2, r.dataset, 'normalization', r.batch_id, b.source_id, r.row_number, $4, r.rule, r.message,
+        convert_to((to_jsonb(raw) - '_tenant_id' - '_batch_id' - '_row_number')::text, 'UTF8'), $5
+    from {rejected} r
+    join platform.raw_batch b on b.batch_id = r.batch_id
+    join {raw} raw on raw._batch_id = r.batch_id and raw._row_number = r.row_number
+    where r.tenant_id = $1 and r.dataset = $3 and not exists (
+        select from platform.quarantine q
+        where q.tenant_id = r.tenant_id and q.pipeline = $2 and q.stage = 'normalization' and q.batch_id = r.batch_id
+        and q.row_number = r.row_number and q.reason = r.rule and q.field = $4)
+    order by r.batch_id, r.row_number, r.rule
+    returning 1
+)
+select count(*) from added
+"""
+_CURRENT_BATCHES = """
+select batch_id, dataset, source_id, partition_date, content_sha256, drift
+from platform.raw_batch
+where tenant_id = $1 and dataset = any($2) and is_current
+order by dataset, partition_date, source_id
+"""
+_CHANGED_BATCHES = """
+select b.batch_id
+from platform.raw_batch b
+full join (select * from platform.normalized_batch where tenant_id = $1 and pipeline = $2) n using (batch_id)
+where (b.tenant_id = $1 and b.dataset = any($3) and b.is_current and n.batch_id is null)
+   or (n.batch_id is not null and not b.is_current)
+order by b.batch_id
+"""
+_INCLUDE = """
+with gone as (
+    delete from platform.normalized_batch where tenant_id = $1 and pipeline = $2 and batch_id <> all($4)
+)
+insert into platform.normalized_batch (tenant_id, pipeline, batch_id, run_id)
+select $1, $2, batch_id, $3::bigint from unnest($4::bigint[]) as batch_id
+on conflict do nothing
+"""

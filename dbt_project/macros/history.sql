@@ -1,0 +1,179 @@
+{#-
+  Versioned GDP tables. A table holds every version of every row: business columns, `tenant_id`, `row_hash`
+  (SHA-256 of the business columns), `row_version` (1, 2, ... per key), `valid_from_run` and `valid_to_run`
+  (null: the head, what holds now). As of a run means: opened by it or before, not closed by it or before.
+-#}
+
+{#- Derived table: the tenant's head rows of a GDP model. -#}
+{% macro gdp_head(gdp_model) -%}
+(
+    select * from {{ ref(gdp_model) }}
+    where tenant_id = {{ run_tenant() }} and valid_to_run is null
+)
+{%- endmacro %}
+
+{#-
+  Text of a column such that different values, null included, never give the same concatenation: free text is
+  prefixed with its length, everything else has a fixed alphabet and ends in a semicolon.
+-#}
+{% macro canonical_text(column) -%}
+    {%- set name = column['name'] -%}
+    {%- set type = column['data_type'] | lower | trim -%}
+    {%- set text = dbt.type_string() -%}
+    {%- if type in ('text', 'varchar', 'string') -%}
+        {{ return("coalesce(cast(length(" ~ name ~ ") as " ~ text ~ ") || ':' || " ~ name ~ ", '~')") }}
+    {%- elif type == 'date' -%}
+        {%- set rendered = iso_date(name) -%}
+    {%- elif type.startswith('timestamp') -%}
+        {%- set rendered = iso_timestamp(name) -%}
+    {%- elif type == 'boolean' -%}
+        {%- set rendered = 'case ' ~ name ~ " when true then 'true' when false then 'false' end" -%}
+    {%- elif type in ('smallint', 'integer', 'bigint') or type.startswith('numeric(') or type.startswith('decimal(') -%}
+        {%- set rendered = 'cast(cast(' ~ name ~ ' as ' ~ type ~ ') as ' ~ text ~ ')' -%}
+    {%- else -%}
+        {{ exceptions.raise_compiler_error(
+            "Column '" ~ name ~ "' of '" ~ declared_model()['name'] ~ "' has the type '" ~ type ~ "', which has no "
+            ~ "canonical text; allowed: text, boolean, integers, numeric with precision and scale, date, timestamp."
+        ) }}
+    {%- endif -%}
+    {{ return("coalesce(" ~ rendered ~ ", '') || ';'") }}
+{%- endmacro %}
+
+{#- SHA-256 over the business columns in their declared order. -#}
+{% macro row_hash() -%}
+    {%- set parts = [] -%}
+    {%- for column in declared_columns() if column['name'] not in version_columns() -%}
+        {%- do parts.append(canonical_text(column)) -%}
+    {%- endfor -%}
+    {{ return(sha256_bytes(parts | join(' || '))) }}
+{%- endmacro %}
+
+{#- Select of a model's rows in declared order, stamped as first versions opened by this run. -#}
+{% macro versioned(rows) -%}
+select
+    {%- for column in (declared_columns() if execute else []) if column['name'] not in version_columns() %}
+    cast({{ column['name'] }} as {{ column['data_type'] }}) as {{ column['name'] }},
+    {%- endfor %}
+    cast({{ run_tenant() }} as {{ dbt.type_string() }}) as tenant_id,
+    {{ row_hash() if execute else 'null' }} as row_hash,
+    1 as row_version,
+    {{ run_id() }} as valid_from_run,
+    cast(null as bigint) as valid_to_run
+from {{ rows }}
+{%- endmacro %}
+
+{#- Predicate: two aliases agree on the tenant and the columns. -#}
+{% macro same_key(left, right, columns) -%}
+    {%- set pairs = [] -%}
+    {%- for column in ['tenant_id'] + columns -%}
+        {%- do pairs.append(left ~ '.' ~ column ~ ' = ' ~ right ~ '.' ~ column) -%}
+    {%- endfor -%}
+    {{ return(pairs | join(' and ')) }}
+{%- endmacro %}
+
+{#-
+  Incremental strategy `history`: makes the computed rows the tenant's head within the run's scope, in dbt's
+  one transaction.
+
+  It compares with the state before this run, not with what an earlier attempt of the same run left behind:
+  rows this run opened and no longer wants are deleted, rows it closed and wants back are reopened. So the
+  result is that of one clean run, whether an attempt crashed, or its code or its scope changed in between;
+  and an attempt with nothing to change writes nothing.
+-#}
+{% macro get_incremental_history_sql(arg_dict) -%}
+    {{ return(adapter.dispatch('history_sql')(
+        arg_dict['target_relation'], arg_dict['temp_relation'], as_list(arg_dict['unique_key']), arg_dict['dest_columns']
+    )) }}
+{%- endmacro %}
+
+{% macro default__history_sql(target, computed, key, columns) -%}
+{%- set tenant = run_tenant() -%}
+{%- set run = run_id() -%}
+{%- set same_row = same_key('computed', 'version', key + ['row_hash']) -%}
+{%- set inside_scope = in_scope('version.' ~ (declared('scope')['key'])) -%}
+{{ refresh_statistics(computed) }}
+
+-- An earlier attempt of this run opened it: undo, unless it is still wanted and no reopened row takes its place.
+delete from {{ target }} as version
+where
+    version.tenant_id = {{ tenant }}
+    and version.valid_from_run = {{ run }}
+    and (
+        not exists (select 1 from {{ computed }} as computed where {{ same_row }})
+        or exists (
+            select 1 from {{ target }} as earlier
+            where
+                {{ same_key('earlier', 'version', key + ['row_hash']) }}
+                and earlier.valid_from_run <> {{ run }}
+                and (earlier.valid_to_run is null or earlier.valid_to_run = {{ run }})
+        )
+    );
+
+-- An earlier attempt of this run closed it, and it holds after all.
+update {{ target }} as version
+set valid_to_run = null
+where
+    version.tenant_id = {{ tenant }}
+    and version.valid_to_run = {{ run }}
+    and (
+        not ({{ inside_scope }})
+        or exists (select 1 from {{ computed }} as computed where {{ same_row }})
+    );
+
+-- Changed or vanished.
+update {{ target }} as version
+set valid_to_run = {{ run }}
+where
+    version.tenant_id = {{ tenant }}
+    and version.valid_to_run is null
+    and version.valid_from_run <> {{ run }}
+    and {{ inside_scope }}
+    and not exists (select 1 from {{ computed }} as computed where {{ same_row }});
+
+-- New or changed.
+insert into {{ target }} ({{ columns | map(attribute='quoted') | join(', ') }})
+select
+    {%- for column in columns %}
+    {%- if column.name == 'row_version' %}
+    1 + coalesce(
+        (
+            -- Without a head every version of the key is closed; saying so lets the index be used.
+            select max(version.row_version) from {{ target }} as version
+            where {{ same_key('version', 'computed', key) }} and version.valid_to_run is not null
+        ),
+        0
+    )
+    {%- else %}
+    computed.{{ column.quoted }}
+    {%- endif %}{{ ',' if not loop.last }}
+    {%- endfor %}
+from {{ computed }} as computed
+where not exists (
+    select 1 from {{ target }} as version
+    where {{ same_key('version', 'computed', key) }} and version.valid_to_run is null
+);
+{%- endmacro %}
+
+{#-
+  Post-hook of versioned models: at most one head per key, the paths by which the strategy and as-of reads
+  find rows, made once, on the first build, and statistics of what was just written: the models downstream
+  are planned with them a moment later.
+-#}
+{% macro finish_history() -%}
+    {%- if execute and model['config']['materialized'] == 'incremental' -%}
+        {{ return(adapter.dispatch('finish_history')(this, as_list(model['config']['unique_key']))) }}
+    {%- endif -%}
+{%- endmacro %}
+
+{% macro default__finish_history(relation, key) -%}{{ return('') }}{%- endmacro %}
+
+{% macro postgres__finish_history(relation, key) -%}
+create unique index if not exists {{ relation.identifier }}__head
+    on {{ relation }} (tenant_id, {{ key | join(', ') }}) where valid_to_run is null;
+create index if not exists {{ relation.identifier }}__closed_key
+    on {{ relation }} (tenant_id, {{ key | join(', ') }}) where valid_to_run is not null;
+create index if not exists {{ relation.identifier }}__opened on {{ relation }} (tenant_id, valid_from_run);
+create index if not exists {{ relation.identifier }}__closed
+    on {{ relation }} (tenant_id, valid_to_run) where valid_to_run is not null;
+{{ refresh_statistics(relation) }}
+{%- endmacro %}

@@ -1,0 +1,99 @@
+{#-
+  Raw records as the GDP reads them. What a record is, when it is late and which rules it must keep is
+  declared per raw dataset:
+
+    records:
+      order_to_cash.invoices:
+        identity: invoice_id              # absent: every row is a record of its own
+        late_data: {event_time: last_modified, keep: latest}
+        rules:
+          - {rule: invoice_id_present, accept: "invoice_id is not null", message: "the invoice has no id"}
+
+  Late data: of several records with one identity the one with the latest (`keep: latest`) or the first
+  (`keep: earliest`) event time counts, whenever it arrived; the loser stays in raw. Equal event times are
+  decided by partition date, source and row, the later one winning, which no ingestion order can change.
+
+  Rules come before late data: a record that breaks one counts for nothing, also not against an older one.
+  A rule is kept only if `accept` is true; unknown is broken. `:currency` stands for the tenant's currency.
+-#}
+
+{#- Derived table: current raw rows of the tenant, with `source_id` and `partition_date` of their batch. -#}
+{% macro raw_rows(dataset) -%}
+(
+    select raw_row.*, raw_batch.source_id, raw_batch.partition_date
+    from {{ source(*dataset.split('.')) }} as raw_row
+    inner join {{ source('platform', 'raw_batch') }} as raw_batch on raw_batch.batch_id = raw_row._batch_id
+    where
+        raw_row._tenant_id = {{ run_tenant() }}
+        and raw_batch.tenant_id = {{ run_tenant() }}
+        and raw_batch.dataset = {{ text_literal(dataset) }}
+        and raw_batch.is_current
+)
+{%- endmacro %}
+
+{#- Predicate of one declared rule, with placeholders filled. -#}
+{% macro rule_predicate(rule) -%}
+    {{ return('(' ~ rule['accept'] | replace(':currency', run_currency() if ':currency' in rule['accept'] else '') ~ ')') }}
+{%- endmacro %}
+
+{#- Predicate over raw rows of `dataset`: they keep every declared rule. -#}
+{% macro keeps_rules(dataset) -%}
+    {%- if not execute -%}{{ return('1 = 1') }}{%- endif -%}
+    {%- set predicates = [] -%}
+    {%- for rule in declared('records')[dataset]['rules'] -%}
+        {%- do predicates.append(rule_predicate(rule)) -%}
+    {%- endfor -%}
+    {{ return(predicates | join(' and ') or '1 = 1') }}
+{%- endmacro %}
+
+{#-
+  Derived table: the records of `dataset` that count, one per identity. `where` may narrow the identities
+  only: it is applied before duplicates are decided.
+-#}
+{% macro current_records(dataset, where='1 = 1') -%}
+{%- set record = declared('records')[dataset] if execute else {'identity': '_row_number'} -%}
+{%- set accepted -%}
+    select * from {{ raw_rows(dataset) }} as raw_record
+    where {{ keeps_rules(dataset) }} and {{ where }}
+{%- endset -%}
+{%- set order = ['partition_date desc nulls last', binary_text('source_id') ~ ' desc', '_row_number desc'] -%}
+{%- if 'late_data' in record -%}
+    {%- set late_data = record['late_data'] -%}
+    {%- set direction = {'latest': 'desc', 'earliest': 'asc'}[late_data['keep']] -%}
+    {%- do order.insert(0, late_data['event_time'] ~ ' ' ~ direction ~ ' nulls last') -%}
+{%- endif -%}
+({{ first_per_key(accepted, as_list(record['identity']), order) if 'identity' in record else accepted }})
+{%- endmacro %}
+
+{#-
+  Select of the rows of `dataset` that break a declared rule, each with the first rule it breaks:
+  tenant_id, dataset, batch_id, row_number, rule, message. `key` is the raw column of the scope's key.
+-#}
+{% macro rejected_records(dataset, key) -%}
+select
+    {{ run_tenant() }} as tenant_id,
+    {{ text_literal(dataset) }} as dataset,
+    batch_id,
+    row_number,
+    rule,
+    case rule
+        {%- for rule in (declared('records')[dataset]['rules'] if execute else []) %}
+        when {{ text_literal(rule['rule']) }} then {{ text_literal(rule['message']) }}
+        {%- endfor %}
+        else ''
+    end as message
+from (
+    select
+        _batch_id as batch_id,
+        _row_number as row_number,
+        case
+            {%- for rule in (declared('records')[dataset]['rules'] if execute else []) %}
+            when {{ rule_predicate(rule) }} is not true then {{ text_literal(rule['rule']) }}
+            {%- endfor %}
+            when 1 = 0 then ''
+        end as rule
+    from {{ raw_rows(dataset) }} as raw_record
+    where {{ in_scope_or_keyless(key) }}
+) as judged_record
+where rule is not null
+{%- endmacro %}

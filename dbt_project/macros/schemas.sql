@@ -1,0 +1,4 @@
+{#- Schema names are used as declared: `gdp` and `kpi` mean the same on every target. -#}
+{% macro generate_schema_name(custom_schema_name, node) -%}
+    {{ (custom_schema_name or target.schema) | trim }}
+{%- endmacro %}

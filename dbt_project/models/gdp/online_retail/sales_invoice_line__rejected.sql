@@ -1,0 +1,1 @@
+{{ rejected_records('online_retail.invoices', key='invoice_no') }}

@@ -1,0 +1,1 @@
+{{ rejected_records('order_to_cash.customers', key='customer_id') }}

@@ -1,0 +1,233 @@
+"""Pipeline manifests: the lifecycle of one family of numbers, declared.
+
+One file per pipeline, `contracts/pipelines/<name>.yaml`. A manifest names sources, models, KPIs, a class of
+runner and owners; it never names a machine. What a source may say is in `sources`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from typing import Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from resources.governance.sources import AnySource, FileSource, Source, placeholders
+from resources.host.tenants import PipelineOverride
+from resources.runtime.declared import (
+    Cron,
+    Declared,
+    DeclaredDocument,
+    Email,
+    Name,
+    Person,
+    Text,
+    TimeZone,
+    Version,
+    did_you_mean,
+    listed,
+    refusal,
+)
+
+
+class Partitions(Declared):
+    """Daily partitions, from `start` to `end`, both inclusive; without `end`, to this day."""
+
+    start: dt.date
+    end: dt.date | None = None
+
+    @field_validator("end")
+    @classmethod
+    def _ends_after_start(cls, end: dt.date | None, info: ValidationInfo) -> dt.date | None:
+        start = info.data.get("start")
+        if end is not None and start is not None and end < start:
+            raise refusal("ends before it begins", allowed=f"{start} or later")
+        return end
+
+
+class Transforms(Declared):
+    """The models that build GDPs (dbt model names), and whether they need the tenant's calendar table."""
+
+    engine: Literal["postgres"]
+    calendar: bool
+    gdp: tuple[Name, ...] = Field(min_length=1)
+
+    @field_validator("gdp")
+    @classmethod
+    def _models_once(cls, gdp: tuple[str, ...]) -> tuple[str, ...]:
+        return once(gdp)
+
+
+class Publication(Declared):
+    """Who consumes the published numbers, and what for."""
+
+    consumers: tuple[Text, ...]
+    description: Text
+
+
+class RunnerClass(Declared):
+    """How work is executed, chosen by workload. `size` is a name of the platform's catalog."""
+
+    runner_class: Literal["serverless", "container", "managed_etl", "dedicated_compute"] = Field(alias="class")
+    size: Literal["small", "medium", "large", "xlarge"]
+    network_profile: Literal["public_vpc_egress", "private_vpc", "privatelink", "vpn", "on_premise_agent"]
+
+
+class Schedule(Declared):
+    """When the pipeline runs by itself."""
+
+    cron: Cron
+    timezone: TimeZone
+
+
+class Freshness(Declared):
+    """Hours that may pass between the end of a partition's day and its publication."""
+
+    max_lag_hours: float = Field(gt=0)
+
+
+class Completeness(Declared):
+    """Least share of received records that must be accepted, 0 to 1."""
+
+    min_accepted_ratio: float = Field(ge=0, le=1)
+
+
+class Accuracy(Declared):
+    """Whether published numbers must agree with a system of record."""
+
+    reconciled: bool
+
+
+class Slos(Declared):
+    """Promises to consumers; a missed one is an event with an owner."""
+
+    freshness: Freshness | None = None
+    completeness: Completeness | None = None
+    accuracy: Accuracy | None = None
+
+
+class Retention(Declared):
+    """Storage class of raw batches and days they are kept."""
+
+    raw_class: Literal["standard", "infrequent", "archive"]
+    raw_days: int = Field(ge=1)
+
+
+class Alerts(Declared):
+    """Whom alerts go to."""
+
+    route: tuple[Email, ...] = Field(min_length=1)
+
+
+class PipelineMetadata(Declared):
+    """Identity and owners of a pipeline."""
+
+    name: Name
+    title: Text
+    description: Text
+    version: Version
+    owners: tuple[Person, ...]
+    tags: dict[Name, Text] = Field(default_factory=dict)
+
+    @field_validator("owners")
+    @classmethod
+    def _has_owner(cls, owners: tuple[Person, ...]) -> tuple[Person, ...]:
+        return with_owner(owners)
+
+
+class PipelineSpec(Declared):
+    """What a pipeline consists of."""
+
+    tenants: tuple[Name, ...] = Field(min_length=1)
+    partitions: Partitions
+    sources: tuple[AnySource, ...] = Field(min_length=1)
+    transforms: Transforms
+    kpis: tuple[Name, ...] = Field(min_length=1)
+    publication: Publication
+    runner: RunnerClass
+    schedule: Schedule | None = None
+    slos: Slos = Slos()
+    retention: Retention
+    alerts: Alerts
+
+    @field_validator("tenants", "kpis")
+    @classmethod
+    def _names_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return once(names)
+
+    @field_validator("sources")
+    @classmethod
+    def _sources_hang_together(cls, sources: tuple[AnySource, ...]) -> tuple[AnySource, ...]:
+        once([source.name for source in sources], part="name")
+        once([source.dataset for source in sources], part="dataset")
+        needs = {source.name: _needed_sources(source) for source in sources}
+        for index, source in enumerate(sources):
+            for needed in needs[source.name]:
+                if needed not in needs:
+                    message = "unknown source in a placeholder" + did_you_mean(needed, needs)
+                    raise refusal(message, found=f"{{sources.{needed}}}", allowed=listed(needs), at=(index, "path"))
+            if source.name in _reachable(source.name, needs):
+                raise refusal("a path that leads back to itself", found=source.name, at=(index, "path"))
+        return sources
+
+
+def _needed_sources(source: Source) -> list[str]:
+    path = source.path if isinstance(source, FileSource) else None
+    return [name.removeprefix("sources.") for name in placeholders(path or "") if name.startswith("sources.")]
+
+
+def _reachable(start: str, needs: Mapping[str, list[str]]) -> set[str]:
+    reached: set[str] = set()
+    waiting = list(needs[start])
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += needs.get(name, [])
+    return reached
+
+
+def once(names: Iterable[str], part: str | None = None) -> tuple[str, ...]:
+    """The names, when none is there twice; else refuses the second (its `part`, of a list of mappings)."""
+    seen: list[str] = []
+    for name in names:
+        if name in seen:
+            at = (len(seen),) if part is None else (len(seen), part)
+            raise refusal("named twice", found=name, at=at)
+        seen.append(name)
+    return tuple(seen)
+
+
+def with_owner(owners: tuple[Person, ...]) -> tuple[Person, ...]:
+    """The persons, when one of them is the owner; else refuses them."""
+    if not any(person.role == "owner" for person in owners):
+        raise refusal("nobody is the owner", allowed="at least one person with role owner")
+    return owners
+
+
+class Pipeline(DeclaredDocument):
+    """A pipeline manifest."""
+
+    api_version: Literal["barecount/v1"] = Field(alias="apiVersion")
+    kind: Literal["Pipeline"]
+    metadata: PipelineMetadata
+    spec: PipelineSpec
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    def source(self, name: str) -> AnySource:
+        """The source of that name. Raises KeyError for a name the manifest does not have."""
+        return {source.name: source for source in self.spec.sources}[name]
+
+    def overridden(self, override: PipelineOverride | None) -> Self:
+        """The manifest with a tenant's changes; its `hash` stays that of the file."""
+        if override is None:
+            return self
+        changes: dict[str, Declared] = {}
+        for part in ("schedule", "retention", "alerts"):
+            replaced, own = getattr(override, part), getattr(self.spec, part)
+            if replaced is not None and own is not None:
+                changes[part] = own.model_copy(update=replaced.model_dump(exclude_none=True))
+        return self.model_copy(update={"spec": self.spec.model_copy(update=changes)})

@@ -1,0 +1,393 @@
+"""What a manifest may say about a source: files, a REST API, a SQL database.
+
+Secrets appear as references, `${env:NAME}`, and are looked up when the source is read; a manifest that holds
+a value instead is refused. Templates name what changes from run to run in single braces.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+
+from resources.runtime.declared import DatasetId, Declared, Name, Text, did_you_mean, listed, refusal
+
+PATH_PLACEHOLDERS = ("data_dir", "project_dir", "tenant")
+"""Placeholders of a file source's path, besides `{sources.<name>}`, the path of another source."""
+
+REST_PLACEHOLDERS = ("date", "next_date", "cursor", "until")
+"""Placeholders of a REST source's URL and parameters."""
+
+_REFERENCE = re.compile(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_REFERENCE_FORM = "${env:NAME}"
+
+
+def placeholders(template: str) -> list[str]:
+    """Names in braces, in order of appearance. Raises a refusal for braces that do not pair up."""
+    rest = _PLACEHOLDER.sub("", template)
+    if "{" in rest or "}" in rest:
+        raise refusal("a brace without its partner", allowed="placeholders like {tenant}")
+    return _PLACEHOLDER.findall(template)
+
+
+def _well_formed(text: str) -> str:
+    if "${" in _REFERENCE.sub("", text):
+        raise refusal("not a reference", found="${ that opens none", allowed=_REFERENCE_FORM)
+    return text
+
+
+def _secret(text: str) -> str:
+    if _REFERENCE.search(_well_formed(text)) is None:
+        raise refusal("a secret's value in a manifest", found="a value", allowed=f"a reference: {_REFERENCE_FORM}")
+    return text
+
+
+Secret = Annotated[str, AfterValidator(_secret)]
+"""Holds at least one `${env:NAME}`."""
+
+Referring = Annotated[str, AfterValidator(_well_formed)]
+"""May hold `${env:NAME}`."""
+
+
+class Source(Declared):
+    """What every source has: its name in the manifest and the dataset it fills."""
+
+    name: Name
+    dataset: DatasetId
+
+    @property
+    def dated(self) -> bool:
+        """True when each unit of the source belongs to the partition of one day."""
+        return False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the connector is told: the source without its name, dataset and kind."""
+        return self.model_dump(exclude={"name", "dataset", "connector"})
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+class CsvFormat(Declared):
+    """Delimited text. Within quotes a doubled quote stands for one; with `quote: null` nothing quotes."""
+
+    type: Literal["csv"]
+    delimiter: Annotated[str, StringConstraints(pattern=r"^[^\r\n]$")] = ","
+    quote: Annotated[str, StringConstraints(pattern=r"^[^\r\n]$")] | None = '"'
+    encoding: str = "utf-8"
+    header: bool = True
+
+    @field_validator("quote")
+    @classmethod
+    def _differs_from_delimiter(cls, quote: str | None, info: ValidationInfo) -> str | None:
+        if quote is not None and quote == info.data.get("delimiter"):
+            raise refusal("the quote is the delimiter", allowed="another character")
+        return quote
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_text_encoding(cls, encoding: str) -> str:
+        try:
+            codecs.lookup(encoding)
+            "".encode(encoding)  # codecs also finds transforms that are no text encodings, like zip
+        except (LookupError, ValueError) as error:
+            raise refusal("unknown encoding", allowed="e.g. utf-8, windows-1252, iso-8859-1") from error
+        return encoding
+
+
+class JsonLinesFormat(Declared):
+    """One JSON object per line, UTF-8."""
+
+    type: Literal["jsonl"]
+
+
+class ParquetFormat(Declared):
+    """Apache Parquet, with its own types."""
+
+    type: Literal["parquet"]
+
+
+FileFormat = CsvFormat | JsonLinesFormat | ParquetFormat
+
+
+class FileSource(Source):
+    """Files of a folder, or one file; local or `s3://`.
+
+    `path` is a template with {data_dir}, {project_dir}, {tenant} and {sources.<name>}; without one it must be
+    given when the pipeline runs (`--source NAME=PATH`). `file_name` is a glob in which {date} stands for the
+    partition's date, YYYY-MM-DD; without {date} the source is undated: every file in every run.
+    """
+
+    connector: Literal["files"]
+    path: Text | None = None
+    file_name: Text | None = None
+    format: Annotated[FileFormat, Field(discriminator="type")]
+
+    @field_validator("path")
+    @classmethod
+    def _known_placeholders(cls, path: str | None) -> str | None:
+        for name in placeholders(path or ""):
+            if name not in PATH_PLACEHOLDERS and not name.startswith("sources."):
+                allowed = listed(f"{{{known}}}" for known in (*PATH_PLACEHOLDERS, "sources.<name>"))
+                message = "unknown placeholder" + did_you_mean(name, PATH_PLACEHOLDERS)
+                raise refusal(message, found=f"{{{name}}}", allowed=allowed)
+        return path
+
+    @field_validator("file_name")
+    @classmethod
+    def _only_the_date(cls, file_name: str | None) -> str | None:
+        names = placeholders(file_name or "")
+        for name in names:
+            if name != "date":
+                raise refusal("unknown placeholder", found=f"{{{name}}}", allowed="{date}")
+        if len(names) > 1:
+            raise refusal("{date} appears more than once", allowed="{date} once, or not at all")
+        if file_name is not None and "/" in file_name:
+            raise refusal("names a folder", allowed="a file name; folders belong into path")
+        return file_name
+
+    @property
+    def dated(self) -> bool:
+        return "{date}" in (self.file_name or "")
+
+
+# --- REST -------------------------------------------------------------------------------------------------
+
+
+class Bearer(Declared):
+    """`Authorization: Bearer <token>`."""
+
+    type: Literal["bearer"]
+    token: Secret
+
+
+class Basic(Declared):
+    """HTTP basic authentication."""
+
+    type: Literal["basic"]
+    username: Referring
+    password: Secret
+
+
+class Header(Declared):
+    """A key in a header of the API's own."""
+
+    type: Literal["header"]
+    name: Text
+    value: Secret
+
+
+class NoPages(Declared):
+    """The first answer is all there is."""
+
+    type: Literal["none"] = "none"
+
+
+class PageNumber(Declared):
+    """`?page=1`, `?page=2`, until the number at path `pages` is reached or, without it, a page is empty."""
+
+    type: Literal["page"]
+    param: Text = "page"
+    start: int = Field(default=1, ge=0)
+    size_param: Text | None = None
+    size: int | None = Field(default=None, ge=1)
+    pages: Text | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _has_its_parameter(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and info.data.get("size_param") is None:
+            raise refusal("given without size_param", allowed="size_param and size together")
+        return size
+
+
+class Offset(Declared):
+    """`?offset=0&limit=500`, moved on by the records received, until the number at path `total` of them."""
+
+    type: Literal["offset"]
+    offset_param: Text = "offset"
+    limit_param: Text = "limit"
+    limit: int = Field(ge=1)
+    total: Text | None = None
+
+
+class BodyCursor(Declared):
+    """The body names the next page at path `next`; null, missing or empty ends the unit."""
+
+    type: Literal["cursor"]
+    param: Text = "cursor"
+    next: Text
+
+
+class LinkHeader(Declared):
+    """A `Link` header with `rel="next"` (RFC 8288) leads to the next page; without one the unit ends."""
+
+    type: Literal["link_header"]
+
+
+class Incremental(Declared):
+    """How the slice of time of an incremental source is written.
+
+    Attributes:
+        start: value of {cursor} before anything was read.
+        lag_seconds: {until} and the stored cursor stay this far behind the clock, for records that become
+            visible late.
+        format: strftime format of the end of the slice, in UTC.
+    """
+
+    start: Text
+    lag_seconds: int = Field(default=60, ge=0)
+    format: Text = "%Y-%m-%dT%H:%M:%SZ"
+
+
+Auth = Annotated[Bearer | Basic | Header, Field(discriminator="type")]
+Pagination = Annotated[NoPages | PageNumber | Offset | BodyCursor | LinkHeader, Field(discriminator="type")]
+
+
+class RestSource(Source):
+    """Records of an HTTP API, fetched page by page.
+
+    Attributes:
+        url: http or https; path and query may hold placeholders, never credentials.
+        params: query parameters; values may hold placeholders.
+        headers: request headers; values may be references.
+        records: dotted path to the array of records; empty: the body is the array.
+        pagination: how one page leads to the next.
+        incremental: needed with {cursor}, refused without.
+        timeout_seconds: longest wait for a connection and between two pieces of an answer.
+        answer_seconds: longest time one whole answer may take.
+        max_attempts: requests per page, the first included.
+        backoff_seconds: mean wait before the second attempt; doubled with each.
+        max_wait_seconds: cap of every wait.
+        max_response_bytes: size limit of one answer, decompressed.
+        max_pages: limit of pages per unit.
+    """
+
+    connector: Literal["rest"]
+    url: Text
+    params: dict[str, str] = Field(default_factory=dict)
+    headers: dict[str, Referring] = Field(default_factory=dict, repr=False)
+    auth: Auth | None = None
+    records: str = ""
+    pagination: Pagination = NoPages()
+    incremental: Incremental | None = None
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    answer_seconds: float = Field(default=300.0, gt=0)
+    max_attempts: int = Field(default=6, ge=1)
+    backoff_seconds: float = Field(default=0.5, ge=0)
+    max_wait_seconds: float = Field(default=60.0, ge=0)
+    max_response_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    max_pages: int = Field(default=100_000, ge=1)
+
+    @field_validator("params")
+    @classmethod
+    def _known_placeholders(cls, params: dict[str, str]) -> dict[str, str]:
+        for name, value in params.items():
+            _require_known(value, (name,))
+        return params
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_fetched(cls, url: str) -> str:
+        _require_known(url, ())
+        parts = _url_parts(_PLACEHOLDER.sub("x", url))
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise refusal("not a web address", found="something else", allowed="http://host/... or https://host/...")
+        if parts.username is not None:
+            raise refusal("holds a user or password", found="credentials", allowed="a URL without; declare auth")
+        if "{" in url.split("/", 3)[2]:
+            raise refusal("the host holds a placeholder", allowed="placeholders in path and query")
+        return url
+
+    @model_validator(mode="after")
+    def _dated_or_incremental(self) -> Self:
+        texts = (self.url, *self.params.values())
+        used = {name for text in texts for name in _PLACEHOLDER.findall(text)}
+        found = listed(f"{{{name}}}" for name in sorted(used))
+        if used & {"date", "next_date"} and used & {"cursor", "until"}:
+            raise refusal("both dated and incremental", found=found, allowed="{date} or {cursor}", at=("url",))
+        if "until" in used and "cursor" not in used:
+            raise refusal("{until} without {cursor}", found=found, allowed="both, or {cursor} alone", at=("url",))
+        if ("cursor" in used) != (self.incremental is not None):
+            message = "{cursor} in url or params and the section incremental need each other"
+            raise refusal(message, found=found, allowed="both, or neither", at=("incremental",))
+        return self
+
+    @property
+    def dated(self) -> bool:
+        return any("{date}" in text or "{next_date}" in text for text in (self.url, *self.params.values()))
+
+
+def _require_known(text: str, at: tuple[str, ...]) -> None:
+    if "${" in text:
+        allowed = "references in headers and auth; URLs are logged along the way"
+        raise refusal("holds a reference", found=_REFERENCE_FORM, allowed=allowed, at=at)
+    for name in placeholders(text):
+        if name not in REST_PLACEHOLDERS:
+            allowed = listed(f"{{{known}}}" for known in REST_PLACEHOLDERS)
+            message = "unknown placeholder" + did_you_mean(name, REST_PLACEHOLDERS)
+            raise refusal(message, found=f"{{{name}}}", allowed=allowed, at=at)
+
+
+# --- SQL --------------------------------------------------------------------------------------------------
+
+
+class SqlSource(Source):
+    """Rows of a table or query of a database, whole or incremental on a column.
+
+    Attributes:
+        dsn: `dialect://user:password@host/database`; any part, or the whole, may be a reference, and the
+            password must be one.
+        table: `name` or `schema.name`, case kept.
+        query: one SELECT, instead of `table`.
+        cursor_column: column whose values only grow; without it the whole source is one unit every time.
+        order_by: columns that put rows of equal cursor in one order.
+        batch_rows: rows per batch for databases without an Arrow driver.
+        connect_timeout_seconds: how long the database may take to accept the connection.
+    """
+
+    connector: Literal["sql"]
+    dsn: Annotated[Text, Field(repr=False)]
+    table: Annotated[str, StringConstraints(pattern=r"^[^.\s][^.]*(\.[^.]+)?$")] | None = None
+    query: Text | None = None
+    cursor_column: Text | None = None
+    order_by: tuple[Text, ...] = ()
+    batch_rows: int = Field(default=20_000, ge=1)
+    connect_timeout_seconds: int = Field(default=15, ge=1)
+
+    @field_validator("dsn")
+    @classmethod
+    def _holds_no_password(cls, dsn: str) -> str:
+        _well_formed(dsn)
+        if _REFERENCE.fullmatch(dsn):
+            return dsn
+        parts = _url_parts(_REFERENCE.sub("reference", dsn))
+        if not parts.scheme or "://" not in dsn:
+            raise refusal("not a database URL", found="something else", allowed=f"dialect://..., or {_REFERENCE_FORM}")
+        if parts.password not in (None, "reference"):
+            raise refusal("holds a password", found="a value", allowed=f"a reference: {_REFERENCE_FORM}")
+        return dsn
+
+    @model_validator(mode="after")
+    def _table_or_query(self) -> Self:
+        if (self.table is None) == (self.query is None):
+            found = "neither" if self.table is None else "both"
+            raise refusal("a table or a query is read", found=found, allowed="one of table and query", at=("table",))
+        return self
+
+
+def _url_parts(url: str) -> Any:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # parsed only when asked for
+    except ValueError as error:
+        raise refusal(f"not a URL: {error}", found="something else") from error
+    return parts
+
+
+AnySource = Annotated[FileSource | RestSource | SqlSource, Field(discriminator="connector")]

@@ -1,0 +1,103 @@
+"""Where things are: the project, its data folder and its database, resolved once from the environment.
+
+`BARECOUNT_PROJECT_DIR` names the folder with `contracts/` and `dbt_project/` (default: the nearest parent of
+the working directory that has both, else the folder this code was installed from);
+`BARECOUNT_DATA_DIR` names the data folder (default: `.barecount` in the project);
+`BARECOUNT_RAW_STORE` names the raw store, a folder or an `s3://bucket/prefix` (default: `raw` in the data folder);
+`BARECOUNT_DATABASE_URL` points everything to a PostgreSQL server of one's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from resources.runtime.errors import BareCountError, ErrorCode
+
+SOFTWARE_VERSION = "0.1.0"
+_CODE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved places of one project.
+
+    Attributes:
+        project_dir: folder that holds `contracts/` and `dbt_project/`.
+        data_dir: folder for embedded PostgreSQL, logs and samples.
+        raw_store: folder path or `s3://` URL of the raw store.
+        database_url: libpq URL of an external server, or None for the embedded one.
+    """
+
+    project_dir: Path
+    data_dir: Path
+    raw_store: str
+    database_url: str | None
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Resolve from the environment.
+
+        Raises:
+            BareCountError: declaration.unknown when no project folder can be found.
+        """
+        project = _project_dir()
+        data = Path(os.environ.get("BARECOUNT_DATA_DIR") or project / ".barecount").resolve()
+        return cls(
+            project_dir=project,
+            data_dir=data,
+            raw_store=os.environ.get("BARECOUNT_RAW_STORE") or str(data / "raw"),
+            database_url=os.environ.get("BARECOUNT_DATABASE_URL") or None,
+        )
+
+
+def _is_project(path: Path) -> bool:
+    return (path / "contracts").is_dir() and (path / "dbt_project").is_dir()
+
+
+def _project_dir() -> Path:
+    declared = os.environ.get("BARECOUNT_PROJECT_DIR")
+    if declared:
+        path = Path(declared).resolve()
+        if _is_project(path):
+            return path
+        raise BareCountError(
+            ErrorCode.DECLARATION_UNKNOWN,
+            f"BARECOUNT_PROJECT_DIR is {path}, which has no contracts/ and dbt_project/ folders",
+            hint="point it to the folder that holds both",
+        )
+    cwd = Path.cwd()
+    for path in (cwd, *cwd.parents, _CODE_ROOT):
+        if _is_project(path):
+            return path
+    raise BareCountError(
+        ErrorCode.DECLARATION_UNKNOWN,
+        f"no project found: neither {cwd} nor a parent of it has contracts/ and dbt_project/ folders",
+        hint="run from inside the project or set BARECOUNT_PROJECT_DIR",
+    )
+
+
+@lru_cache(maxsize=4)
+def code_version(project_dir: Path) -> str:
+    """SHA-256 (hex) over everything that can change a result: stage code, resources and the dbt project.
+
+    Paths and contents count, modification times do not, so that two checkouts of one commit agree.
+    """
+    digest = hashlib.sha256(SOFTWARE_VERSION.encode())
+    trees = [
+        (_CODE_ROOT, _CODE_ROOT / "barecount_assets" / "stages", (".py", ".sql")),
+        (_CODE_ROOT, _CODE_ROOT / "resources", (".py", ".sql")),
+        (project_dir, project_dir / "dbt_project", (".sql", ".yml", ".yaml", ".csv")),
+    ]
+    for root, tree, suffixes in trees:
+        for path in sorted(p for p in tree.rglob("*") if p.suffix in suffixes and _is_source(p.relative_to(tree))):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _is_source(relative: Path) -> bool:
+    return not {"target", "logs", "__pycache__", "dbt_packages"} & set(relative.parts)

@@ -1,0 +1,295 @@
+"""The raw store: source facts exactly as received, as Parquet (zstd), write-once, content-addressed.
+
+An object's key is `tenant=<t>/dataset=<d>/load_date=<date>/run=<token>/<sha256>.parquet`, where sha256 is that of the
+object's own bytes. Writing a key that exists is refused unless the bytes are the same, which is how a run that was
+killed after the write and before the commit finds its own object again. Objects are never replaced or changed.
+
+Row groups have a fixed number of rows whatever the batches handed in, so the same rows give the same bytes with the
+same Parquet writer.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resources.runtime.errors import BareCountError, ErrorCode
+
+ROW_GROUP_ROWS = 131_072
+_CHUNK = 1 << 20
+_UNFINISHED = ".parquet.tmp"
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object: its key below the store's root, SHA-256 (hex) of its bytes, size in bytes, rows."""
+
+    key: str
+    sha256: str
+    size: int
+    rows: int
+
+
+class Backend(Protocol):
+    """Where finished objects lie. Keys are relative, with forward slashes."""
+
+    def scratch_dir(self) -> Path:
+        """A local folder for objects being written, on the same file system where that matters."""
+
+    def put(self, local: Path, key: str, sha256: str) -> None:
+        """Move a finished local file to `key`; refuse to replace other content."""
+
+    def open(self, key: str) -> pa.NativeFile:
+        """Open for reading; source.not_found semantics are those of `RawStore`."""
+
+
+class RawStore:
+    """Write and read raw objects. `location` is a folder or `s3://bucket/prefix`."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._backend: Backend = _S3(location) if location.startswith("s3://") else _Folder(Path(location))
+
+    def writer(self, prefix: str, schema: pa.Schema) -> ObjectWriter:
+        """Begin an object below `prefix` (see `prefix_of`)."""
+        return ObjectWriter(self._backend, prefix, schema)
+
+    def read(self, key: str) -> Iterator[pa.RecordBatch]:
+        """Stream an object's rows.
+
+        Raises:
+            BareCountError: store.corrupt when the object is gone or is not what was written.
+        """
+        try:
+            with self._backend.open(key) as source:
+                yield from pq.ParquetFile(source).iter_batches(batch_size=ROW_GROUP_ROWS)
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise BareCountError(
+                ErrorCode.STORE_CORRUPT, f"raw object {key} cannot be read: {error}",
+                hint="restore it from a backup of the raw store: its checksum is in the evidence",
+            ) from error
+
+    def sha256(self, key: str) -> str | None:
+        """SHA-256 (hex) of the object's bytes now, None when there is no such object."""
+        try:
+            source = self._backend.open(key)
+        except FileNotFoundError:
+            return None
+        digest = hashlib.sha256()
+        with source:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def prefix_of(tenant_id: str, dataset: str, load_date: str, run_token: str) -> str:
+    """Partition path of one load."""
+    return f"tenant={tenant_id}/dataset={dataset}/load_date={load_date}/run={run_token}"
+
+
+class ObjectWriter:
+    """One object in the making: nothing is visible before `finish`, nothing is left behind without it."""
+
+    def __init__(self, backend: Backend, prefix: str, schema: pa.Schema) -> None:
+        self._backend, self._prefix, self._schema = backend, prefix, schema
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self.rows = 0
+        with _store_errors():
+            folder = backend.scratch_dir()
+            handle, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", suffix=_UNFINISHED, dir=folder)
+            os.close(handle)
+            self._path = Path(name)
+            self._writer = pq.ParquetWriter(
+                self._path, schema, compression="zstd", use_dictionary=True, write_page_checksum=True
+            )
+
+    def __enter__(self) -> ObjectWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows. Raises BareCountError store.full when there is no room."""
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        self.rows += batch.num_rows
+        while self._pending_rows >= ROW_GROUP_ROWS:
+            table = pa.Table.from_batches(self._pending, self._schema)
+            self._write_group(table.slice(0, ROW_GROUP_ROWS))
+            rest = table.slice(ROW_GROUP_ROWS)
+            self._pending, self._pending_rows = rest.to_batches(), rest.num_rows
+
+    def finish(self) -> StoredObject:
+        """Close, hash, and put the object under its content-addressed key."""
+        if self._pending_rows:
+            self._write_group(pa.Table.from_batches(self._pending, self._schema))
+        with _store_errors():
+            self._writer.close()
+            size = self._path.stat().st_size
+            with self._path.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
+                os.fsync(written.fileno())
+            key = f"{self._prefix}/{digest}.parquet"
+            self._backend.put(self._path, key, digest)
+        return StoredObject(key, digest, size, self.rows)
+
+    def discard(self) -> None:
+        """Remove what is unfinished; after `finish` there is nothing to remove."""
+        if self._writer.is_open:
+            try:
+                self._writer.close()
+            except OSError:
+                pass  # a full disk refuses the footer too; the file goes away in the next line
+        self._path.unlink(missing_ok=True)
+
+    def _write_group(self, table: pa.Table) -> None:
+        with _store_errors():
+            self._writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+
+
+class _Folder:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._cleaned = False
+
+    def scratch_dir(self) -> Path:
+        scratch = self._root / ".writing"
+        scratch.mkdir(parents=True, exist_ok=True)
+        if not self._cleaned:
+            self._cleaned = True
+            for left in scratch.glob(f"*{_UNFINISHED}"):
+                if not _is_running(int(left.name.partition("-")[0])):
+                    left.unlink(missing_ok=True)
+        return scratch
+
+    def put(self, local: Path, key: str, sha256: str) -> None:
+        target = self._root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(local, target)  # unlike rename, refuses an existing name
+        except FileExistsError:
+            with target.open("rb") as existing:
+                found = hashlib.file_digest(existing, "sha256").hexdigest()
+            if found != sha256:
+                raise _refused(key, found) from None
+        local.unlink()
+        target.chmod(0o444)
+
+    def open(self, key: str) -> pa.NativeFile:
+        return pa.OSFile(str(self._root / key), "rb")
+
+
+class _S3:
+    """Objects in S3: conditional puts (`If-None-Match: *`) make writing once a promise of the store."""
+
+    def __init__(self, location: str) -> None:
+        parts = urlsplit(location)
+        self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
+        self._client_instance = None
+
+    def scratch_dir(self) -> Path:
+        return Path(tempfile.gettempdir())
+
+    def put(self, local: Path, key: str, sha256: str) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            with local.open("rb") as body:
+                self._client().put_object(
+                    Bucket=self._bucket, Key=self._key(key), Body=body, IfNoneMatch="*", Metadata={"sha256": sha256}
+                )
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
+                raise self._unavailable(error) from error
+            with self.open(key) as existing:
+                found = hashlib.sha256(existing.read()).hexdigest()
+            if found != sha256:
+                raise _refused(key, found) from None
+        local.unlink()
+
+    def open(self, key: str) -> pa.NativeFile:
+        from botocore.exceptions import ClientError
+
+        try:
+            body = self._client().get_object(Bucket=self._bucket, Key=self._key(key))["Body"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] in {"NoSuchKey", "404"}:
+                raise FileNotFoundError(f"s3://{self._bucket}/{self._key(key)}") from None
+            raise self._unavailable(error) from error
+        # Parquet needs to seek; a spooled local copy keeps memory bounded.
+        spool = tempfile.TemporaryFile()  # noqa: SIM115  closed with the Arrow file that wraps it
+        for chunk in body.iter_chunks(_CHUNK):
+            spool.write(chunk)
+        spool.seek(0)
+        return pa.PythonFile(spool, "r")
+
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    def _client(self):
+        if self._client_instance is None:
+            import boto3
+
+            self._client_instance = boto3.client("s3")
+        return self._client_instance
+
+    def _unavailable(self, error: Exception) -> BareCountError:
+        return BareCountError(
+            ErrorCode.STORE_UNAVAILABLE, f"the raw store s3://{self._bucket} answered: {error}",
+            hint="check the bucket's name and the credentials, then run again", retryable=True,
+        )
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _refused(key: str, found: str) -> BareCountError:
+    return BareCountError(
+        ErrorCode.STORE_CONFLICT,
+        f"raw object {key} exists with other content (SHA-256 {found}): a second write of a name is refused",
+        hint="the stored object was changed from outside; restore it before running again",
+    )
+
+
+class _store_errors:  # noqa: N801  used as a statement
+    """Operating-system errors of the store as envelopes."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error):
+            raise BareCountError(
+                ErrorCode.STORE_FULL, "the raw store has no space left: nothing of the current unit landed",
+                hint="free space and run the same command again", retryable=True,
+            ) from error
+        raise BareCountError(
+            ErrorCode.STORE_UNAVAILABLE, f"the raw store cannot be written: {error.strerror or error}",
+            hint="check the folder's permissions or set BARECOUNT_RAW_STORE", retryable=True,
+        ) from error

@@ -1,0 +1,120 @@
+"""Raw tables in PostgreSQL: what the raw store holds, loaded by binary COPY, and rebuildable from it.
+
+One table per dataset, `raw.<namespace>__<name>`: the contract's columns, then the stamps `_tenant_id`, `_batch_id`,
+`_row_number`, `_extra`. The batch number leads to everything else a row is stamped with (run, schema hash, contract
+version, source id) in `platform.raw_batch`; the view `raw.<namespace>__<name>__stamped` spells it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+
+from resources.runtime.database import fetch
+
+if TYPE_CHECKING:
+    from resources.governance.contracts import Contract
+
+SCHEMA = "raw"
+_STAMPS = (("_tenant_id", "text not null"), ("_batch_id", "bigint not null"), ("_row_number", "bigint not null"),
+           ("_extra", "text"))
+
+
+def table_name(dataset: str) -> str:
+    """`namespace.name` as a table name."""
+    return dataset.replace(".", "__")
+
+
+def ensure(connection: psycopg.Connection, contract: Contract) -> None:
+    """Create the dataset's table and view, or add the columns a newer contract version brought."""
+    name = table_name(contract.dataset)
+    existing = {
+        column
+        for (column,) in fetch(
+            connection,
+            "select attname::text from pg_attribute where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
+            (f"{SCHEMA}.{name}",),
+        )
+    }
+    columns = [(column.name, column.physical_type) for column in contract.columns]
+    if existing >= {column for column, _ in columns}:
+        return
+    table = sql.Identifier(SCHEMA, name)
+    view = sql.Identifier(SCHEMA, f"{name}__stamped")
+    with connection.transaction():
+        if not existing:
+            definitions = sql.SQL(", ").join(
+                sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind)) for column, kind in (*columns, *_STAMPS)
+            )
+            _run(connection, sql.SQL("create table {} ({})").format(table, definitions))
+            _run(connection, sql.SQL("create index on {} using brin (_batch_id)").format(table))
+        else:
+            for column, kind in columns:
+                if column not in existing:
+                    _run(connection, sql.SQL("alter table {} add column {} {}").format(
+                        table, sql.Identifier(column), sql.SQL(kind)))
+        _run(connection, sql.SQL("drop view if exists {}").format(view))
+        _run(connection, sql.SQL(
+            "create view {} as select r.*, b.source_id as _source_id, b.partition_date as _partition_date, "
+            "b.load_date as _load_date, b.run_token as _run_token, b.schema_hash as _schema_hash, "
+            "b.contract_version as _contract_version, b.is_current as _is_current "
+            "from {} r join platform.raw_batch b on b.batch_id = r._batch_id"
+        ).format(view, table))
+
+
+def append(
+    cursor: Any, contract: Contract, tenant_id: str, batch_id: int, batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+) -> None:
+    """COPY the rows of one batch in, in the cursor's transaction. Memory is that of one record batch."""
+    stamped = pa.schema([*schema, pa.field("_tenant_id", pa.string()), pa.field("_batch_id", pa.int64())])
+
+    def with_stamps() -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield pa.RecordBatch.from_arrays(
+                [*batch.columns, pa.repeat(tenant_id, batch.num_rows), pa.repeat(batch_id, batch.num_rows)],
+                schema=stamped,
+            )
+
+    reader = pa.RecordBatchReader.from_batches(stamped, with_stamps())
+    cursor.adbc_ingest(table_name(contract.dataset), reader, mode="append", db_schema_name=SCHEMA)
+
+
+def append_quarantine(cursor: Any, rejects: Iterable[pa.RecordBatch], constants: Mapping[str, Any]) -> None:
+    """COPY refused records into `platform.quarantine`; `constants` are the columns all of them share."""
+    rejects = iter(rejects)
+    first = next(rejects)
+    types = {name: pa.int64() if isinstance(value, int) else pa.string() for name, value in constants.items()}
+    schema = pa.schema([*first.schema, *(pa.field(name, kind) for name, kind in types.items())])
+
+    def with_constants() -> Iterator[pa.RecordBatch]:
+        batch: pa.RecordBatch | None = first
+        while batch is not None:
+            filled = [pa.repeat(pa.scalar(constants[name], kind), batch.num_rows) for name, kind in types.items()]
+            yield pa.RecordBatch.from_arrays([*batch.columns, *filled], schema=schema)
+            batch = next(rejects, None)
+
+    reader = pa.RecordBatchReader.from_batches(schema, with_constants())
+    cursor.adbc_ingest("quarantine", reader, mode="append", db_schema_name="platform")
+
+
+def count_rows(connection: psycopg.Connection, dataset: str, batch_ids: Sequence[int]) -> int:
+    """Rows stored for the given batches."""
+    statement = sql.SQL("select count(*) from {} where _batch_id = any($1)").format(
+        sql.Identifier(SCHEMA, table_name(dataset))
+    )
+    return fetch(connection, statement.as_string(connection), (list(batch_ids),))[0][0]
+
+
+def delete_statement(dataset: str) -> str:
+    """Statement that removes the rows of batch `$1`, to load them again from the raw store."""
+    statement = sql.SQL("delete from {} where _batch_id = $1").format(sql.Identifier(SCHEMA, table_name(dataset)))
+    return statement.as_string(None)
+
+
+def _run(connection: psycopg.Connection, statement: sql.Composable) -> None:
+    fetch(connection, statement.as_string(connection))

@@ -1,0 +1,214 @@
+"""The evidence ledger: append-only, hash-chained per tenant, verifiable by anyone who can read it.
+
+Format. The body of an entry is the canonical JSON (RFC 8785) of
+`{"v": 1, "tenant", "kind", "subject", "run_token", "at", "payload"}`. Its leaf hash is SHA-256(0x00 || body), as in
+RFC 6962, so that a Merkle tree can be laid over the same leaves. Its chain hash is SHA-256(previous chain hash ||
+leaf hash), beginning with the empty string. Entries are numbered from 1 without gaps. The database computes both
+hashes inside `platform.append_evidence`, which is the only way in: call it in the transaction that changes the state.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from resources.runtime.database import fetch
+
+_PAGE = 5_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is put on record.
+
+    Attributes:
+        kind: what happened, `noun.verb` in the past: `batch.landed`, `gate.passed`, `kpi.published`.
+        subject: what it happened to; unique together with tenant, kind and run token.
+        run_token: the piece of work that did it.
+        payload: facts, JSON-serialisable; counts as integers, amounts and ratios as strings.
+    """
+
+    tenant_id: str
+    kind: str
+    subject: str
+    run_token: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken entry: its number, what kind of tampering shows, and how."""
+
+    tenant_id: str
+    seq: int
+    problem: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result of verifying one tenant's chain."""
+
+    tenant_id: str
+    entries: int
+    head: str
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def intact(self) -> bool:
+        return not self.findings
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON of RFC 8785."""
+    import rfc8785
+
+    return rfc8785.dumps(value)
+
+
+def append(connection: Any, entry: Entry) -> int:
+    """Append in the caller's transaction (psycopg or ADBC) and return the entry's number."""
+    at = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+    body = canonical(
+        {
+            "v": 1,
+            "tenant": entry.tenant_id,
+            "kind": entry.kind,
+            "subject": entry.subject,
+            "run_token": entry.run_token,
+            "at": at,
+            "payload": entry.payload,
+        }
+    ).decode()
+    rows = fetch(
+        connection,
+        "select platform.append_evidence($1, $2, $3, $4, $5::text::timestamptz, $6)",
+        (entry.tenant_id, entry.kind, entry.subject, entry.run_token, at, body),
+    )
+    return rows[0][0]
+
+
+def leaf_hash(body: str) -> bytes:
+    """RFC 6962 section 2.1 leaf hash of an entry's body."""
+    return hashlib.sha256(b"\x00" + body.encode()).digest()
+
+
+def verify(connection: psycopg.Connection, tenant_id: str) -> Verification:
+    """Recompute one tenant's chain from its first entry and compare it with everything that refers to it.
+
+    Found: an edited entry (its hash, or a column that disagrees with the body), a deleted one (a gap, a missing end,
+    or a state row whose evidence is gone), an inserted one and a reordered one (the chain does not follow). Only the
+    first break of the chain is reported per kind of cause; entries after it are judged against their stored links.
+    """
+    findings: list[Finding] = []
+    chain, expected_seq = b"", 1
+
+    def report(seq: int, problem: str, message: str) -> None:
+        findings.append(Finding(tenant_id, seq, problem, message))
+
+    with connection.transaction(), connection.cursor() as cursor:
+        connection.execute("set transaction isolation level repeatable read, read only")
+        cursor.execute(
+            "select seq, kind, subject, run_token, occurred_at, body, leaf_hash, chain_hash "
+            "from platform.evidence where tenant_id = $1 order by seq",
+            (tenant_id,),
+        )
+        entries = 0
+        while page := cursor.fetchmany(_PAGE):
+            for seq, kind, subject, run_token, occurred_at, body, leaf, link in page:
+                entries += 1
+                if seq != expected_seq:
+                    missing = f"{expected_seq}" if seq == expected_seq + 1 else f"{expected_seq} to {seq - 1}"
+                    report(expected_seq, "deleted", f"entry {missing} is missing before entry {seq}")
+                problem = _body_problem(tenant_id, kind, subject, run_token, occurred_at, body)
+                if problem:
+                    report(seq, "edited", f"entry {seq}: {problem}")
+                if leaf_hash(body) != bytes(leaf):
+                    report(seq, "edited", f"entry {seq}: its body does not have the recorded hash")
+                elif seq == expected_seq and hashlib.sha256(chain + bytes(leaf)).digest() != bytes(link):
+                    report(
+                        seq, "broken chain",
+                        f"entry {seq} does not follow entry {seq - 1}: it was inserted, moved, or replaced",
+                    )
+                chain, expected_seq = bytes(link), seq + 1
+        findings.extend(_check_head(connection, tenant_id, expected_seq - 1, chain))
+        findings.extend(_check_references(connection, tenant_id))
+    return Verification(tenant_id, entries, chain.hex(), tuple(findings))
+
+
+def tenants_with_evidence(connection: psycopg.Connection) -> list[str]:
+    """Every tenant that has a chain, also one whose registration was tampered with."""
+    rows = fetch(
+        connection,
+        "select tenant_id from platform.evidence_head union select tenant_id from platform.evidence order by 1",
+    )
+    return [tenant_id for (tenant_id,) in rows]
+
+
+def _body_problem(
+    tenant_id: str, kind: str, subject: str, run_token: str, occurred_at: dt.datetime, body: str
+) -> str | None:
+    try:
+        document = json.loads(body)
+        recorded = (document["tenant"], document["kind"], document["subject"], document["run_token"])
+        at = dt.datetime.fromisoformat(document["at"])
+    except (ValueError, KeyError, TypeError):
+        return "its body is not a ledger entry"
+    if recorded != (tenant_id, kind, subject, run_token) or at != occurred_at:
+        return "its columns disagree with its body"
+    return None
+
+
+def _check_head(connection: psycopg.Connection, tenant_id: str, last_seq: int, chain: bytes) -> list[Finding]:
+    rows = fetch(connection, "select seq, chain_hash from platform.evidence_head where tenant_id = $1", (tenant_id,))
+    if not rows:
+        return [Finding(tenant_id, 0, "deleted", "the head of the chain is missing")]
+    head_seq, head_hash = rows[0]
+    if head_seq > last_seq:
+        return [Finding(tenant_id, last_seq + 1, "deleted",
+                        f"the chain ends at entry {last_seq}, its head says {head_seq}: the end was cut off")]
+    if head_seq < last_seq:
+        return [Finding(tenant_id, head_seq + 1, "inserted",
+                        f"entry {head_seq + 1} and later were not appended by the platform: the head is at {head_seq}")]
+    if bytes(head_hash) != chain:
+        return [Finding(tenant_id, last_seq, "broken chain", "the last entry does not have the head's hash")]
+    return []
+
+
+_REFERENCES = """
+with refs as (
+    select 'batch.landed' as kind, dataset || '/' || source_id as subject, run_token, evidence_seq
+    from platform.raw_batch where tenant_id = $1
+    union all
+    select stage || '.finished', pipeline, run_token, evidence_seq
+    from platform.stage_run where tenant_id = $1
+    union all
+    select case when passed then 'gate.passed' else 'gate.failed' end, kpi || '/' || gate, run_token, evidence_seq
+    from platform.gate_result where tenant_id = $1
+    union all
+    select 'kpi.published', name, run_token, evidence_seq
+    from platform.publication where tenant_id = $1
+)
+select refs.evidence_seq, refs.kind, refs.subject
+from refs
+left join platform.evidence e
+    on e.tenant_id = $1 and e.seq = refs.evidence_seq and e.kind = refs.kind
+    and e.subject = refs.subject and e.run_token = refs.run_token
+where e.seq is null
+order by 1, 2, 3
+limit 100
+"""
+
+
+def _check_references(connection: psycopg.Connection, tenant_id: str) -> list[Finding]:
+    """State rows whose evidence is not what they say: a chain rewritten from some entry on shows here."""
+    return [
+        Finding(tenant_id, seq, "evidence missing", f"{kind} of {subject} refers to entry {seq}, which is not about it")
+        for seq, kind, subject in fetch(connection, _REFERENCES, (tenant_id,))
+    ]
