@@ -9,6 +9,7 @@ from typing import Any
 
 from resources.runtime.errors import BareCountError
 
+_PIPED_WIDTH = 200
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -16,7 +17,9 @@ def console():
     """Rich console on standard output, made when first needed."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    found = Console(highlight=False)
+    # Piped output has no width of its own; folding it at 80 columns would help nobody.
+    return found if found.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
 def print_json(document: Any) -> None:
@@ -33,7 +36,7 @@ def print_error(error: BareCountError, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    err = Console(stderr=True, highlight=False)
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
     err.print(f"[bold red]error[/] [dim]{error.code.value}[/]  {escape(error.message)}", soft_wrap=True)
     if error.hint:
         err.print(f"[bold]hint[/]   {escape(error.hint)}", soft_wrap=True)
@@ -41,14 +44,17 @@ def print_error(error: BareCountError, *, as_json: bool) -> None:
     err.print(f"[dim]{retry}; correlation id {error.correlation_id}[/]")
 
 
-def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()):
-    """A plain table; `right` lists the numbers of right-aligned columns."""
+def table(
+    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = (), *,
+    wrap: bool = True,
+):
+    """A plain table; `right` lists the numbers of right-aligned columns; without `wrap` columns keep their width."""
     from rich import box
     from rich.table import Table
 
     result = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, column in enumerate(columns):
-        result.add_column(column, justify="right" if number in right else "left", overflow="fold")
+        result.add_column(column, justify="right" if number in right else "left", overflow="fold", no_wrap=not wrap)
     for row in rows:
         result.add_row(*(str(cell) for cell in row))
     return result

@@ -10,6 +10,7 @@ from resources.runtime.database import unavailable_as_error
 from resources.runtime.errors import BareCountError, ErrorCode
 
 _SHOWN = 1_000
+_WIDEST = 10_000  # columns; a result is never folded
 
 
 def run(environment: StageEnvironment, tenant_id: str, query: str | None, *, as_json: bool) -> bool:
@@ -73,8 +74,9 @@ def _execute(connection: psycopg.Connection, query: str, *, as_json: bool) -> bo
         output.print_json([dict(zip(names, row, strict=True)) for row in rows])
         return True
     numeric = [i for i, column in enumerate(names) if rows and all(_is_number(row[i]) for row in rows)]
-    output.console().print(output.table(
-        None, names, [["" if value is None else value for value in row] for row in rows], right=numeric))
+    shown = output.table(
+        None, names, [["" if value is None else value for value in row] for row in rows], right=numeric, wrap=False)
+    output.console().print(shown, width=_WIDEST, soft_wrap=True, crop=False)
     count = len(rows) + max(more, 0)
     print(f"({count} row{'s' if count != 1 else ''}{f', first {_SHOWN} shown' if more > 0 else ''})")
     return True

@@ -77,7 +77,7 @@ def _flags(environment: StageEnvironment) -> list[str]:
     data = environment.settings.data_dir
     return [
         "--project-dir", project, "--profiles-dir", project, "--target-path", str(data / "dbt"),
-        "--log-path", str(data / "logs"), "--quiet", "--log-level", "none", "--no-use-colors", "--no-print", "--no-write-json",
+        "--log-path", str(data / "logs"), "--quiet", "--log-level", "none", "--log-level-file", "info", "--no-use-colors", "--no-print", "--no-write-json",
         "--no-version-check", "--no-send-anonymous-usage-stats",
     ]
 

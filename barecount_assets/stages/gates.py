@@ -7,6 +7,7 @@ seconds to import, so it is imported here, when a gate is decided.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,9 @@ def _validate(kpi: Kpi, rows: list[dict[str, Any]], columns: list[str]) -> Any:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # no network call
     import great_expectations as gx
     import pandas as pd
+
+    # Its own level is set at import; a line per suite about a temporary folder tells nobody anything.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
 
     frame = pd.DataFrame(rows, columns=columns)
     for column in ("value", "numerator", "denominator"):

@@ -7,7 +7,6 @@ nothing visible, and the next one starts from the last commit.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +61,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         variables = {
             "tenant": spec.tenant_id, "run_id": run_id, "scope": scope,
             "batches": changed if scope == "changed" else [],
+            "currency": environment.declarations.tenant(spec.tenant_id).spec.currency,
         }
         models = list(manifest.spec.transforms.gdp)
         results = dbt.build(environment, [*models, *(f"{model}__rejected" for model in models)], variables, progress)

@@ -360,7 +360,7 @@ class _Reader:
             rules += column_rules
         names = [column.name for column in columns]
         for index, declared in enumerate(objects[0].get("quality", [])):
-            rule = self._rule(("schema", 0, "quality", index), declared, None, names)
+            rule = self._rule(("schema", 0, "quality", index), declared, names)
             rules += [rule] if rule else []
         return tuple(columns), tuple(rules)
 
@@ -383,7 +383,7 @@ class _Reader:
         rules: list[Rule] = []
         for index, item in enumerate(declared.get("quality", [])):
             place = (*path, "quality", index)
-            rule = self._rule(place, item, name, [name])
+            rule = self._rule(place, item, [name], column=name, physical=physical)
             if rule is None:
                 continue
             if not rule.no_row_may_break_it:
@@ -397,7 +397,7 @@ class _Reader:
             if rule.valid_values is not None:
                 if valid_values is not None:
                     self._report(place, "a second list of valid values for the column", "", "one list")
-                valid_values = self._values(place, rule.valid_values, physical)
+                valid_values = rule.valid_values
         column = Column(
             name=name,
             source_name=declared.get("physicalName", name),
@@ -474,10 +474,6 @@ class _Reader:
         if _NOT_LINEAR.search(pattern):
             self._report(place, "needs backtracking", pattern, "no look-around and no back-references")
 
-    def _values(self, place: FieldPath, values: tuple[Any, ...], physical: str) -> tuple[Any, ...]:
-        path = (*place, "arguments", "validValues")
-        return tuple(self._value((*path, index), value, physical) for index, value in enumerate(values))
-
     def _value(self, place: FieldPath, value: Any, physical: str) -> Any:
         """A bound or valid value in the type of its column."""
         try:
@@ -488,9 +484,15 @@ class _Reader:
         return converted
 
     def _rule(
-        self, path: FieldPath, declared: dict[str, Any], column: str | None, names: list[str]
+        self,
+        path: FieldPath,
+        declared: dict[str, Any],
+        names: list[str],
+        *,
+        column: str | None = None,
+        physical: str = "",
     ) -> Rule | None:
-        """One quality rule; None for prose, and for what was refused."""
+        """One quality rule, of a `column` of type `physical` or of the table; None for prose and refused ones."""
         kind = declared.get("type", "library")
         if kind == "text":
             return None
@@ -527,7 +529,7 @@ class _Reader:
             operator=operator,
             bounds=tuple(bounds),
             unit=unit,
-            valid_values=self._valid_values(path, arguments),
+            valid_values=self._valid_values(path, arguments, physical),
             pattern=self._pattern(path, arguments),
             description=declared.get("description", declared.get("name", "")),
         )
@@ -544,14 +546,17 @@ class _Reader:
                 self._report((*place, index), "unknown column" + hint, name, listed(names))
         return tuple(name for name in listing if isinstance(name, str))
 
-    def _valid_values(self, path: FieldPath, arguments: dict[str, Any]) -> tuple[Any, ...] | None:
+    def _valid_values(
+        self, path: FieldPath, arguments: dict[str, Any], physical: str
+    ) -> tuple[Any, ...] | None:
         values = arguments.get("validValues")
         if values is None:
             return None
+        place = (*path, "arguments", "validValues")
         if not isinstance(values, list) or not values:
-            self._report((*path, "arguments", "validValues"), "not a list of values", values, "a list")
+            self._report(place, "not a list of values", values, "a list")
             return ()
-        return tuple(values)
+        return tuple(self._value((*place, index), value, physical) for index, value in enumerate(values))
 
     def _pattern(self, path: FieldPath, arguments: dict[str, Any]) -> str | None:
         pattern = arguments.get("pattern")

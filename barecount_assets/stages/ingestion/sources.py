@@ -15,7 +15,8 @@ from resources.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from resources.governance.contracts import Contract
-    from resources.governance.manifests import Pipeline, Source
+    from resources.governance.manifests import Pipeline
+    from resources.governance.sources import AnySource, FileSource
 
 _ARROW_TYPES = {
     "text": pa.string(),
@@ -53,7 +54,7 @@ def arrow_type(physical_type: str) -> pa.DataType:
     return _ARROW_TYPES[physical_type]
 
 
-def resolve_path(manifest: Pipeline, source: Source, spec: StageSpec, settings: Settings) -> str:
+def resolve_path(manifest: Pipeline, source: FileSource, spec: StageSpec, settings: Settings) -> str:
     """Path of a file source: the one given for this run, else the manifest's template filled in.
 
     Placeholders: {project_dir}, {data_dir}, {tenant}, {sources.<name>} for another source's path.
@@ -84,7 +85,7 @@ def resolve_path(manifest: Pipeline, source: Source, spec: StageSpec, settings: 
     return os.path.normpath(base / path)
 
 
-def connector_for(manifest: Pipeline, source: Source, spec: StageSpec, settings: Settings) -> Connector:
+def connector_for(manifest: Pipeline, source: AnySource, spec: StageSpec, settings: Settings) -> Connector:
     """The connector of a source. Connectors are imported when used: each brings its own libraries."""
     if source.connector == "files":
         from barecount_assets.stages.ingestion.connectors.files import FilesConnector, file_format
@@ -94,7 +95,7 @@ def connector_for(manifest: Pipeline, source: Source, spec: StageSpec, settings:
     if source.connector == "rest":
         from barecount_assets.stages.ingestion.connectors.rest import RestConnector
 
-        return RestConnector(source.rest)
+        return RestConnector(source)
     from barecount_assets.stages.ingestion.connectors.sql import SqlConnector
 
-    return SqlConnector(source.sql)
+    return SqlConnector(source)

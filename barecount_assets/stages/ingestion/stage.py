@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -26,7 +26,6 @@ from barecount_assets.stages.ingestion import sources
 from barecount_assets.stages.ingestion.records import (
     REJECT_SCHEMA,
     Connector,
-    ExtractorSchema,
     ObservedSchema,
     ParsedBatch,
     Unit,
@@ -55,8 +54,9 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     source = manifest.source(spec.source)
     extraction = environment.declarations.contract(source.dataset, "extraction")
     raw = environment.declarations.contract(source.dataset, "raw")
-    connector = sources.connector_for(manifest, source, spec, environment.settings)
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
+        spec = _with_remembered_paths(connection, spec)
+        connector = sources.connector_for(manifest, source, spec, environment.settings)
         units = connector.discover(window, _cursor(connection, spec))
         token = run_token(
             stage=Stage.INGESTION,
@@ -75,6 +75,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         ):
             return StageReceipt(Stage.INGESTION, spec.tenant_id, spec.pipeline, token, changed=True)
         environment.register_tenant(connection, spec.tenant_id)
+        for name, path in spec.source_paths.items():
+            fetch(connection, _REMEMBER_PATH, (spec.tenant_id, spec.pipeline, name, path))
         raw_tables.ensure(connection, raw)
         landed: list[_Landed] = []
         with closing(landing):
@@ -203,6 +205,8 @@ class _Landing:
                     known = self._known(connection, unit.partition_date, content)
                     if known is not None:
                         self._arrow.rollback()
+                        if unit.cursor is not None:
+                            fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
                         return self._recognise(connection, unit, known)
                 batch = self._register(unit, observed, batch_id, object_token, content, load_date, stored, refused,
                                        feed.received)
@@ -250,8 +254,11 @@ class _Landing:
         fetch(self._arrow, _RETIRE, (self._spec.tenant_id, self._raw.dataset, unit.source_id))
         fetch(self._arrow, _REGISTER, (as_json({**batch, "evidence_seq": seq}),))
         if unit.cursor is not None:
-            fetch(self._arrow, _SET_CURSOR, (self._spec.tenant_id, self._spec.pipeline, self._spec.source, unit.cursor))
+            fetch(self._arrow, _SET_CURSOR, self._cursor_key(unit.cursor))
         return {**batch, "evidence_seq": seq}
+
+    def _cursor_key(self, cursor: str) -> tuple[str, str, str | None, str]:
+        return self._spec.tenant_id, self._spec.pipeline, self._spec.source, cursor
 
     def _drift(self, observed: ObservedSchema) -> dict[str, Any] | None:
         """Field names the source has beyond the contract, and those of the contract it lacks."""
@@ -455,6 +462,15 @@ def _cursor(connection: psycopg.Connection, spec: StageSpec) -> str | None:
     return rows[0][0] if rows else None
 
 
+def _with_remembered_paths(connection: psycopg.Connection, spec: StageSpec) -> StageSpec:
+    """A path given once (`--source NAME=PATH`) serves later runs of schedules and the UI, until another is given."""
+    rows = fetch(
+        connection, "select source, path from platform.source_path where tenant_id = $1 and pipeline = $2",
+        (spec.tenant_id, spec.pipeline),
+    )
+    return replace(spec, source_paths={**dict(rows), **spec.source_paths})
+
+
 def _rollback_quietly(arrow: Any) -> None:
     """A connection that is gone has rolled back already; the error under way says more than this one could."""
     try:
@@ -495,6 +511,10 @@ from jsonb_populate_record(null::platform.raw_batch, $1::text::jsonb)
 _SET_CURSOR = """
 insert into platform.source_cursor (tenant_id, pipeline, source, cursor) values ($1, $2, $3, $4)
 on conflict (tenant_id, pipeline, source) do update set cursor = excluded.cursor, updated_at = now()
+"""
+_REMEMBER_PATH = """
+insert into platform.source_path (tenant_id, pipeline, source, path) values ($1, $2, $3, $4)
+on conflict (tenant_id, pipeline, source) do update set path = excluded.path where source_path.path <> excluded.path
 """
 _FINISH = """
 insert into platform.stage_run (tenant_id, pipeline, stage, run_token, receipt, evidence_seq)

@@ -38,7 +38,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 ENCODINGS = ("utf-8", "iso-8859-1", "iso-8859-15", "windows-1252")
 """Encodings in which every byte below 128 is ASCII, so that records can be cut before they are decoded."""
 
-_CR = 13
+_LF, _CR = 10, 13
 
 
 @dataclass(frozen=True)
@@ -206,27 +206,25 @@ class CsvFormat:
     def _quotes(self, records: Records) -> _Quotes:
         """Find the quotes, and the records where they are not RFC 4180's.
 
-        Counting quotes in a record from 0: an even one stands outside a quoted field, so it must open one
-        (first in the record, or after a delimiter) or be the second of a pair. An odd one stands inside, so
-        it must close (last in the record, or before a delimiter) or be the first of a pair. And the last
-        quote of a record is odd.
+        A record has an even number of quotes, and they alternate: one stands outside a quoted field, so it
+        must open one (first in the record, or after a delimiter) or be the second of a pair; the next one
+        stands inside, so it must close (last in the record, or before a delimiter) or be the first of a pair.
         """
         data = records.data
         at = np.flatnonzero(data == ord(self.quote)) if self.quote else np.empty(0, np.int64)
-        broken = np.zeros(len(records), bool)
         if not len(at):
-            return _Quotes(broken, at, at, at)
-        delimiter, quote = ord(self.delimiter), ord(self.quote)
-        owner = records.owners(at)
-        first = np.searchsorted(at, records.offsets)  # of each record, then how many there are
-        even = (np.arange(len(at)) - first[owner]) % 2 == 0
-        before, after = data[at - 1], data[at + 1]  # a line end follows the last quote
-        opens = (at == records.offsets[owner]) | (before == delimiter) | (before == quote)
-        closes = (at + 1 == records.ends[owner]) | (after == delimiter) | (after == quote)
-        broken[owner[~np.where(even, opens, closes)]] = True
-        broken |= np.diff(first) % 2 == 1
-        sound = ~broken[owner]
-        return _Quotes(broken, at[even & sound], at[~even & sound], owner[even & sound])
+            return _Quotes(np.zeros(len(records), bool), at, at)
+        counts = np.diff(np.searchsorted(at, records.offsets))
+        broken = counts % 2 == 1
+        if broken.any():
+            at = at[~np.repeat(broken, counts)]
+        start, stop = at[0::2], at[1::2]
+        beside = np.zeros(256, bool)
+        beside[[ord(self.delimiter), ord(self.quote), _LF]] = True
+        after = data[stop + 1]  # at least the line end
+        right = beside[data[start - 1]] & (beside[after] | (after == _CR) & (data[stop + 2 - (after == _LF)] == _LF))
+        broken[records.owners(start[~right])] = True
+        return _Quotes(broken, start, stop)
 
     def _count_fields(self, records: Records, quotes: _Quotes) -> np.ndarray:
         """Number of fields of each record whose quotes are sound."""
@@ -234,7 +232,8 @@ class CsvFormat:
         fields = np.diff(np.searchsorted(delimiters, records.offsets)) + 1
         if len(quotes.start):
             quoted = np.searchsorted(delimiters, quotes.stop) - np.searchsorted(delimiters, quotes.start)
-            np.subtract.at(fields, quotes.owner, quoted)
+            total = np.concatenate(([0], np.cumsum(quoted)))
+            fields -= np.diff(total[np.searchsorted(quotes.start, records.offsets)])
         return fields
 
     # Parsing sound records ------------------------------------------------------------------------------
@@ -283,15 +282,13 @@ class _Quotes:
 
     Attributes:
         broken: mask of the records with a quote out of place.
-        start: int64, positions in the block of the sound records' even quotes: from here on is quoted.
-        stop: int64, positions of the odd quotes that follow them.
-        owner: int64, index of the record of each pair.
+        start: int64, positions of the quotes from which on text is quoted.
+        stop: int64, positions of the ones at which that ends; as many.
     """
 
     broken: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    owner: np.ndarray
 
 
 def _bare_carriage_returns(records: Records, quotes: _Quotes) -> np.ndarray:

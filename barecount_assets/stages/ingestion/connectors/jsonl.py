@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,9 @@ from barecount_assets.stages.ingestion.records import ExtractorSchema, Field, Ob
 BATCH_RECORDS = 64 * 1024
 """Most records in one batch: parsed JSON takes several times its size on the line."""
 
+MAX_DEPTH = 100
+"""Most levels of objects and arrays: what is accepted must not depend on how deep the interpreter can go."""
+
 
 @dataclass(frozen=True)
 class JsonlFormat:
@@ -44,8 +48,9 @@ class JsonlFormat:
         """Keys of the objects in the first block, in order of appearance."""
         names: dict[str, None] = {}
         for records in split_records(stream, where, rows=BATCH_RECORDS):
-            for record in _parse(records)[0]:
-                names.update(dict.fromkeys(record))
+            for line in records.take(np.arange(len(records))):
+                with suppress(_Refused):  # reported when it is read
+                    names.update(dict.fromkeys(_record(line)))
             break
         return ObservedSchema(tuple(names))
 
@@ -101,63 +106,104 @@ _decode: Callable[[str], Any] = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=Number, parse_float=Number, parse_constant=_refuse_constant
 ).decode
 
-_WHITESPACE = np.zeros(256, bool)
-_WHITESPACE[list(b" \t\r\n")] = True
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # half of a pair, or with its other half a character
 
 
 def _blank(lines: Records) -> np.ndarray:
     """Mask of the lines that hold JSON whitespace only."""
-    return np.logical_and.reduceat(_WHITESPACE[lines.data], lines.offsets[:-1])
+    blank = np.zeros(len(lines), bool)
+    for index in np.flatnonzero(lines.data[lines.offsets[:-1]] <= ord(" ")).tolist():
+        blank[index] = not lines[index].strip(b" \t\r\n")
+    return blank
 
 
-def _parse(lines: Records) -> tuple[list[dict[str, Any]], list[int], list[Fault]]:
-    """Objects, the positions of their lines, and the faults of the other lines."""
-    objects, positions, faults = [], [], []
+@dataclass(frozen=True)
+class _Parsed:
+    """The objects of a block of lines, taken apart at once: keeping them would cost memory and collections.
 
-    def refuse(position: int, reason: str, message: str) -> None:
-        faults.append(Fault(np.array([position]), None, reason, [message]))
+    Attributes:
+        values: per declared name, its value in each object, None where it is absent.
+        extras: per object, the JSON text of its other fields, None for none.
+        positions: per object, the position of its line.
+        faults: of the other lines.
+    """
 
+    values: list[list[Any]]
+    extras: list[str | None]
+    positions: list[int]
+    faults: list[Fault]
+
+
+def _parse(lines: Records, names: Sequence[str]) -> _Parsed:
+    declared = set(names)
+    parsed = _Parsed([[] for _ in names], [], [], [])
+    sinks = [(name, values.append) for name, values in zip(names, parsed.values, strict=True)]
     for position in range(len(lines)):
-        line = lines[position]
-        if b"\0" in line:
-            refuse(position, "nul_byte", "found a NUL byte, allowed are characters")
-            continue
         try:
-            value = _decode(line.decode())
-            if type(value) is dict and _SURROGATE.search(line):
-                json_text(value).encode()
-        except UnicodeDecodeError:
-            refuse(position, "bad_encoding", "found bytes that are not utf-8")
-        except UnicodeEncodeError:
-            refuse(position, "bad_encoding", "found half of a surrogate pair, which is no character")
-        except RecursionError:
-            refuse(position, "malformed", "found objects nested too deeply, allowed one JSON object per line")
-        except ValueError as error:
-            refuse(position, "malformed", f"found {error}, allowed one strict JSON object per line")
-        else:
-            if type(value) is dict:
-                objects.append(value)
-                positions.append(position)
-            else:
-                refuse(position, "not_an_object", f"found {_found(value)}, allowed one JSON object per line")
-    return objects, positions, faults
+            record = _record(lines[position])
+        except _Refused as refused:
+            reason, message = refused.args
+            parsed.faults.append(Fault(np.array([position]), None, reason, [message]))
+            continue
+        parsed.positions.append(position)
+        for name, append in sinks:
+            append(record.get(name))
+        extra = None
+        if not record.keys() <= declared:
+            extra = json_text({name: value for name, value in record.items() if name not in declared})
+        parsed.extras.append(extra)
+    return parsed
+
+
+class _Refused(ValueError):
+    """Reason and message of a line that is no strict object."""
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    if b"\0" in line:
+        raise _Refused("nul_byte", "found a NUL byte, allowed are characters")
+    try:
+        value = _decode(line.decode())
+        if line.count(b"{") + line.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+            raise RecursionError
+        if _SURROGATE.search(line):
+            json_text(value).encode()
+    except UnicodeDecodeError:
+        raise _Refused("bad_encoding", "found bytes that are not utf-8") from None
+    except UnicodeEncodeError:
+        raise _Refused("bad_encoding", "found half of a surrogate pair, which is no character") from None
+    except RecursionError:
+        raise _Refused(
+            "malformed", f"found more than {MAX_DEPTH} levels of nesting, the most allowed"
+        ) from None
+    except ValueError as error:
+        raise _Refused("malformed", f"found {error}, allowed one strict JSON object per line") from None
+    if type(value) is not dict:
+        raise _Refused("not_an_object", f"found {_found(value)}, allowed one JSON object per line")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and arrays, counted without recursion."""
+    depth, level = 0, [value]
+    while level := [inner for inner in level if type(inner) in (dict, list)]:
+        depth += 1
+        level = [child for inner in level for child in (inner.values() if type(inner) is dict else inner)]
+    return depth
 
 
 def _batch(lines: Records, schema: ExtractorSchema, before: int) -> ParsedBatch:
-    objects, positions, faults = _parse(lines)
-    parsed = np.array(positions, np.int64)
-    columns = [
-        _column(field, [record.get(field.source_name) for record in objects]) for field in schema.fields
-    ]
+    records = _parse(lines, [field.source_name for field in schema.fields])
+    parsed = np.array(records.positions, np.int64)
+    columns = [_column(field, values) for field, values in zip(schema.fields, records.values, strict=True)]
     return assemble(
         schema,
         columns,
-        _extras(objects, {field.source_name for field in schema.fields}),
+        pa.array(records.extras, pa.string()),
         parsed=parsed,
         received=len(lines),
         before=before,
-        faults=[*faults, *check(schema, columns, parsed)],
+        faults=[*records.faults, *check(schema, columns, parsed)],
         payload=lines.take,
     )
 
@@ -165,7 +211,9 @@ def _batch(lines: Records, schema: ExtractorSchema, before: int) -> ParsedBatch:
 def _column(field: Field, values: list[Any]) -> Column:
     """One field of all objects: values of another JSON kind are wrong before they are parsed."""
     kind = _kind(field.type)
-    texts = [value if type(value) is kind else None for value in values]
+    texts = values
+    if not set(map(type, values)) <= {kind, type(None)}:
+        texts = [value if type(value) is kind else None for value in values]
     if kind is bool:
         typed = pa.array(texts, pa.bool_())
     else:
@@ -191,11 +239,3 @@ def _found(value: Any) -> str:
     if type(value) is list:
         return "an array"
     return shown(value) if type(value) is str else shown(json_text(value))[1:-1]
-
-
-def _extras(objects: list[dict[str, Any]], declared: set[str]) -> pa.StringArray:
-    texts = []
-    for record in objects:
-        names = record.keys() - declared
-        texts.append(json_text({name: record[name] for name in names}) if names else None)
-    return pa.array(texts, pa.string())

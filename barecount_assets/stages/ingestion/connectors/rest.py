@@ -328,7 +328,7 @@ def _refused(url: httpx.URL, response: httpx.Response, body: str) -> BareCountEr
 
 
 def _retry_after(value: str | None, now: dt.datetime) -> float | None:
-    """Seconds that a Retry-After header (RFC 9110, 10.2.3: seconds or a date) asks for; None if unreadable."""
+    """Seconds that a Retry-After header (RFC 9110, 10.2.3) asks for, number or date; None if unreadable."""
     if value is None:
         return None
     if value.strip().isdecimal():

@@ -149,7 +149,7 @@ class SqlConnector:
         return ObservedSchema(names, types if len(types) == len(names) else None)
 
     def read(self, unit: Unit, schema: ExtractorSchema) -> Iterator[ParsedBatch]:
-        """Stream the unit's rows; the transaction is open until the last batch, or until the stream is closed.
+        """Stream the unit's rows; the transaction is open until the last batch or until `close`.
 
         Raises BareCountError as `discover` does, and source.unavailable when the connection is lost half way.
         """
@@ -275,7 +275,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _trimmed(text: pa.StringArray) -> pa.StringArray:
-    """Numbers without the zeros that end their fraction, which tell of the column's type, not of the value."""
+    """Numbers without the zeros that end their fraction: they tell of the column, not of the value."""
     return pc.replace_substring_regex(
         pc.replace_substring_regex(text, r"\A(-?[0-9]+)\.0+\z", r"\1"),
         r"\A(-?[0-9]+\.[0-9]*[1-9])0+\z",

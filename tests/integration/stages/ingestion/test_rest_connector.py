@@ -212,7 +212,7 @@ class TestReading:
             stream = connector.read(connector.discover(WINDOW, None)[0], SCHEMA)
             assert next(stream).received >= 1
             stream.close()
-        assert len(seen) <= 4
+        assert len(seen) < 20  # blocks of the parser, not all there is: the pages have no end
 
     def test_a_compressed_body_is_read(self):
         body = gzip.compress(json.dumps(rows(2)).encode())
