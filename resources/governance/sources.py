@@ -63,11 +63,6 @@ class Source(Declared):
         """True when each unit of the source belongs to the partition of one day."""
         return False
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the connector is told: the source without its name, dataset and kind."""
-        return self.model_dump(exclude={"name", "dataset", "connector"})
-
 
 # --- files ------------------------------------------------------------------------------------------------
 

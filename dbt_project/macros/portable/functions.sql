@@ -1,9 +1,7 @@
 {#- Functions whose spelling differs between engines. The `default__` forms are ANSI or widely shared. -#}
 
-{#- Type of KPI values. -#}
-{% macro type_measure() -%}{{ return(adapter.dispatch('type_measure')()) }}{%- endmacro %}
-{% macro default__type_measure() -%}{{ return('decimal(38, 6)') }}{%- endmacro %}
-{% macro postgres__type_measure() -%}{{ return('numeric') }}{%- endmacro %}
+{#- Type of KPI values: one scale on every engine, so that equal values are equal byte for byte. -#}
+{% macro type_measure() -%}{{ return('decimal(38, 6)') }}{%- endmacro %}
 
 {#- Text compared and sorted by code point, whatever the database's collation. -#}
 {% macro binary_text(expression) -%}{{ return(adapter.dispatch('binary_text')(expression)) }}{%- endmacro %}
@@ -44,11 +42,10 @@
     {{ return('cast(' ~ dbt.date_trunc('month', expression) ~ ' as date)') }}
 {%- endmacro %}
 
-{#- Quotient rounded to 6 decimals; null when the denominator is 0. The one place where ratios are rounded. -#}
+{#- Quotient of two measures, rounded to 6 decimals, null when the denominator is 0. Ratios are rounded only here. -#}
 {% macro ratio(numerator, denominator) -%}
-    {%- set type = type_measure() -%}
     {{ return(
-        'round(cast(' ~ numerator ~ ' as ' ~ type ~ ') / nullif(cast(' ~ denominator ~ ' as ' ~ type ~ '), 0), 6)'
+        'cast(round(' ~ numerator ~ ' / nullif(' ~ denominator ~ ', 0), 6) as ' ~ type_measure() ~ ')'
     ) }}
 {%- endmacro %}
 

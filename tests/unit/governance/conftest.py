@@ -68,7 +68,8 @@ _VERSIONED = {
 
 def _contract(dataset: str, layer: str, columns: dict[str, str]) -> str:
     properties = "".join(
-        _PROPERTY.format(name=name, physical=kind, logical=_LOGICAL.get(kind, "number")) for name, kind in columns.items()
+        _PROPERTY.format(name=name, physical=kind, logical=_LOGICAL.get(kind, "number"))
+        for name, kind in columns.items()
     )
     return _CONTRACT.format(dataset=dataset, layer=layer, properties=properties)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,7 @@ ENCODINGS = ("utf-8", "iso-8859-1", "iso-8859-15", "windows-1252")
 """Encodings in which every byte below 128 is ASCII, so that records can be cut before they are decoded."""
 
 _LF, _CR = 10, 13
+_HEADER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class CsvFormat:
         """Names in the header; without one, none, as positions have no names. An empty file has none."""
         if not self.header:
             return ObservedSchema(())
-        for records in self._records(stream, where, BLOCK_BYTES):
+        for records in self._records(stream, where, _HEADER_BYTES):
             return ObservedSchema(self._header(records.slice(0, 1), where))
         return ObservedSchema(())
 
@@ -198,9 +200,9 @@ class CsvFormat:
         if self.encoding == "utf-8":
             return records.invalid_utf8()
         bad = np.zeros(len(records), bool)
-        undefined = [code for code in range(128, 256) if not _decodes(code, self.encoding)]
-        if undefined:
-            bad[records.owners(np.flatnonzero(np.isin(records.data, undefined)))] = True
+        undefined = _undefined(self.encoding)
+        if undefined.any():
+            bad[records.owners(np.flatnonzero(undefined[records.data]))] = True
         return bad
 
     def _quotes(self, records: Records) -> _Quotes:
@@ -221,8 +223,10 @@ class CsvFormat:
         start, stop = at[0::2], at[1::2]
         beside = np.zeros(256, bool)
         beside[[ord(self.delimiter), ord(self.quote), _LF]] = True
-        after = data[stop + 1]  # at least the line end
-        right = beside[data[start - 1]] & (beside[after] | (after == _CR) & (data[stop + 2 - (after == _LF)] == _LF))
+        after = data[stop + 1]  # at least the line end, LF or CR LF
+        right = beside[data[start - 1]] & (
+            beside[after] | (after == _CR) & (data[stop + 2 - (after == _LF)] == _LF)
+        )
         broken[records.owners(start[~right])] = True
         return _Quotes(broken, start, stop)
 
@@ -300,12 +304,10 @@ def _bare_carriage_returns(records: Records, quotes: _Quotes) -> np.ndarray:
     return at[np.searchsorted(quotes.start, at) == np.searchsorted(quotes.stop, at)]
 
 
-def _decodes(code: int, encoding: str) -> bool:
-    try:
-        bytes([code]).decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
+@lru_cache(maxsize=len(ENCODINGS))
+def _undefined(encoding: str) -> np.ndarray:
+    """Mask of the 256 bytes that stand for nothing in a single-byte encoding."""
+    return np.array([bytes([code]).decode(encoding, "ignore") == "" for code in range(256)])
 
 
 def _invalid(option: str, found: object, allowed: str) -> BareCountError:

@@ -152,7 +152,18 @@ class FilesConnector:
 
     def _matches(self) -> Iterator[tuple[dt.date | None, str, arrow_fs.FileInfo]]:
         """Partition date, source id and file of every match."""
-        base, patterns, recursive = self._search()
+        if self.path.startswith(_S3):
+            path = posixpath.normpath(self._path(self.path))  # keys know no "..": resolve it here
+        else:
+            path = os.path.join(os.getcwd(), self.path).rstrip("/") or "/"
+        info = self._filesystem.get_file_info(path)
+        if info.type == arrow_fs.FileType.File:
+            match = self.file_name and _glob(self.file_name).fullmatch(info.base_name)
+            if self.file_name and not match:
+                raise _not_found(self._uri(path), f"its name does not match {self.file_name}")
+            yield _date(match, self._uri(path)) if match else None, info.base_name, info
+            return
+        base, patterns, recursive = self._search(path, info)
         selector = arrow_fs.FileSelector(base, recursive=recursive)
         for info in self._filesystem.get_file_info(selector):
             name = posixpath.relpath(info.path, base)
@@ -160,22 +171,8 @@ class FilesConnector:
             if match and info.type == arrow_fs.FileType.File:
                 yield _date(match, self._uri(info.path)), name, info
 
-    def _search(self) -> tuple[str, list[re.Pattern[str]], bool]:
+    def _search(self, path: str, info: arrow_fs.FileInfo) -> tuple[str, list[re.Pattern[str]], bool]:
         """Folder to list, patterns of the paths in it, and whether to list its folders too."""
-        if self.path.startswith(_S3):
-            path = posixpath.normpath(self._path(self.path))  # keys know no "..": resolve it here
-        else:
-            path = os.path.join(os.getcwd(), self.path).rstrip("/") or "/"
-        info = self._filesystem.get_file_info(path)
-        if info.type == arrow_fs.FileType.File:
-            folder, name = posixpath.split(path)
-            itself = re.compile(re.escape(name))
-            if self.file_name is None:
-                return folder, [itself], False
-            named = _glob(self.file_name)
-            if not named.fullmatch(name):
-                raise _not_found(self._uri(path), f"its name does not match {self.file_name}")
-            return folder, [re.compile(f"(?={itself.pattern}\\Z){named.pattern}")], False
         if info.type == arrow_fs.FileType.Directory:
             wanted = self.file_name or "*"
             return path, [_glob(wanted)], "/" in wanted

@@ -39,15 +39,18 @@ BATCH_RECORDS = 64 * 1024
 MAX_DEPTH = 100
 """Most levels of objects and arrays: what is accepted must not depend on how deep the interpreter can go."""
 
+_OBSERVED_RECORDS = 1000
+_OBSERVED_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class JsonlFormat:
     """JSON Lines has no dialect."""
 
     def observe(self, stream: ByteStream, where: str) -> ObservedSchema:
-        """Keys of the objects in the first block, in order of appearance."""
+        """Keys of the first thousand objects, in order of appearance."""
         names: dict[str, None] = {}
-        for records in split_records(stream, where, rows=BATCH_RECORDS):
+        for records in split_records(stream, where, block_size=_OBSERVED_BYTES, rows=_OBSERVED_RECORDS):
             for line in records.take(np.arange(len(records))):
                 with suppress(_Refused):  # reported when it is read
                     names.update(dict.fromkeys(_record(line)))

@@ -1,0 +1,140 @@
+"""Whatever happens to the shipped files, checking them ends in findings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resources.governance.contracts import LAYERS, read_contract
+from resources.governance.declarations import check
+from resources.governance.kpis import Kpi
+from resources.governance.manifests import Pipeline
+from resources.host.tenants import Tenant
+from resources.runtime.declared import read_model
+from resources.runtime.yaml_source import Finding, parse_yaml
+
+CONTRACTS = Path(__file__).parents[3] / "contracts"
+FILES = sorted(path for path in CONTRACTS.rglob("*.yaml"))
+MODELS = {"tenants": Tenant, "pipelines": Pipeline, "kpis": Kpi}
+
+_NOISE = st.sampled_from(
+    [
+        "", ":", ": ", "-", "- ", "{", "}", "[", "]", '"', "'", "#", "&a", "*a", "!x", "\t", "\n", "\n  ", "\0", "|",
+        "null", "true", "1", "-1", "0.5", "1e400", "99999999999999999999", "2024-02-30", "é", "\u2028", "<<: ", "? ",
+        "{date}", "${env:", "%", "\\", "(", "numeric(99,1)", "\ud7ff", "\x7f", "💶",
+    ]
+)  # fmt: skip
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["", " ", "online_retail", "invoices", "{date}", "{sources.invoices}", "(", "2024-13-01"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abname_", max_size=5), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+def read(file: Path, text: str) -> list[Finding]:
+    """What reading one shipped file finds when it holds `text`."""
+    parts = file.relative_to(CONTRACTS).parts
+    source, findings = parse_yaml(text, file.name)
+    if source is None:
+        return findings
+    if parts[0] == "datasets":
+        layer = next(layer for layer in LAYERS if layer == file.stem)
+        return findings + read_contract(source, f"{parts[1]}.{parts[2]}", layer)[1]
+    return findings + read_model(MODELS[parts[0]], source)[1]
+
+
+@st.composite
+def damaged_texts(draw: st.DrawFn) -> tuple[Path, str]:
+    """A shipped file with a few spans of its text cut out, doubled or written over."""
+    file = draw(st.sampled_from(FILES))
+    text = file.read_text(encoding="utf-8")
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(text)))
+        end = min(len(text), start + draw(st.integers(0, 30)))
+        text = text[:start] + draw(_NOISE | st.just(text[start:end] * 2)) + text[end:]
+    return file, text
+
+
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(inner for key, child in children for inner in paths_in(child, (*path, key)))]
+
+
+@st.composite
+def damaged_documents(draw: st.DrawFn) -> tuple[Path, str]:
+    """A shipped file in which a few values are others, gone, or under another key."""
+    file = draw(st.sampled_from(FILES))
+    source, _ = parse_yaml(file.read_text(encoding="utf-8"), file.name)
+    assert source is not None
+    document = json.loads(json.dumps(source.document))
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(paths_in(document)))
+        if not path:
+            continue
+        parent = document
+        for step in path[:-1]:
+            parent = parent[step]
+        value = parent.pop(path[-1])
+        match draw(st.sampled_from(["replace", "remove", "rename"])):
+            case "replace":
+                value = draw(_VALUES)
+            case "remove":
+                continue
+        if isinstance(parent, list):
+            parent.insert(path[-1], value)
+        else:
+            parent[draw(st.sampled_from([path[-1], "nmae", ""]))] = value
+    return file, json.dumps(document, ensure_ascii=False)
+
+
+@given(damaged=damaged_texts() | damaged_documents())
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+def test_a_damaged_file_is_read_without_an_exception(damaged: tuple[Path, str]):
+    for finding in read(*damaged):
+        assert finding.line >= 1 and finding.message
+        str(finding)
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped declarations and dbt models, to be damaged."""
+    root = tmp_path_factory.mktemp("project")
+    for folder in ("contracts", "dbt_project"):
+        shutil.copytree(CONTRACTS.parent / folder, root / folder, ignore=shutil.ignore_patterns("target", "logs"))
+    return root
+
+
+@given(damages=st.lists(damaged_documents() | damaged_texts(), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+def test_a_damaged_project_is_checked_without_an_exception(copied: Path, damages: list[tuple[Path, str]]):
+    files = {copied / "contracts" / file.relative_to(CONTRACTS): (file, text) for file, text in damages}
+    try:
+        for copy, (_, text) in files.items():
+            copy.write_text(text, encoding="utf-8")
+        for finding in check(copied):
+            str(finding)
+    finally:
+        for copy, (file, _) in files.items():
+            shutil.copyfile(file, copy)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+def test_damaged_dbt_yaml_is_checked_without_an_exception(copied: Path, data: st.DataObject):
+    file = data.draw(st.sampled_from(sorted((copied / "dbt_project").rglob("*.yml"))))
+    text = file.read_text(encoding="utf-8")
+    start = data.draw(st.integers(0, len(text)))
+    try:
+        rest = text[start + data.draw(st.integers(0, 20)) :]
+        file.write_text(text[:start] + data.draw(_NOISE) + rest, encoding="utf-8")
+        check(copied)
+    finally:
+        file.write_text(text, encoding="utf-8")
