@@ -20,6 +20,8 @@ storage:
   postgres:
     postgres_url:
       env: {URL_VARIABLE}
+nux:
+  enabled: false
 telemetry:
   enabled: false
 run_coordinator:

@@ -14,6 +14,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings
 
 _HOST = "127.0.0.1"
+_PATIENCE_SECONDS = 10
 
 
 def serve(settings: Settings, port: int) -> int:
@@ -32,15 +33,30 @@ def serve(settings: Settings, port: int) -> int:
           flush=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "dagster", "dev", "-m", "barecount_assets.definitions", "-h", _HOST, "-p", str(port)],
-        env=environment, cwd=settings.project_dir,
+        env=environment, cwd=settings.project_dir, start_new_session=True,
     )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return _stop(process)
 
-    def forward(number: int, frame: object) -> None:
-        process.send_signal(signal.SIGINT)
 
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
-    return 0 if process.wait() in (0, -signal.SIGINT, 130) else 1
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int:
+    """Stop Dagster and all it started: asked first, then told. A shell may have made its children deaf to SIGINT."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        os.killpg(process.pid, number)
+        try:
+            process.wait(_PATIENCE_SECONDS)
+            return 0
+        except subprocess.TimeoutExpired:
+            continue
+    return 0
 
 
 def _require_free(port: int) -> None:
