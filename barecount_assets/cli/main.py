@@ -149,6 +149,37 @@ def run(
 
 
 @command(app)
+def new(
+    pipeline: Annotated[str, typer.Argument(help="Name of the new pipeline.")],
+    source: Annotated[Path, typer.Option("--source", help="Folder of CSV files, or one file.")],
+    key: Annotated[str, typer.Option("--key", help="Column that identifies a record.")],
+    date: Annotated[str, typer.Option("--date", help="Column with the day a record belongs to.")],
+    measure: Annotated[str, typer.Option("--measure", help="Column the first KPI sums up.")],
+    dimension: Annotated[str | None, typer.Option("--by", help="Column to break the KPI down by.")] = None,
+    entity: Annotated[str, typer.Option("--entity", help="What one record is, singular: order, invoice.")] = "record",
+    tenant: Annotated[str, typer.Option("--tenant", help="Owner of the data; declared if it is not yet.")] = "my_company",
+    owner: Annotated[str, typer.Option("--owner", help="E-mail address of the owner.")] = "owner@company.example",
+    delimiter: Annotated[str, typer.Option("--delimiter")] = ",",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files it would write.")] = False,
+) -> None:
+    """Write the first version of a pipeline from a sample of its source: contracts, models, KPI, manifest."""
+    from barecount_assets import scaffold
+    from resources.governance import declarations
+
+    project = Settings.from_environment().project_dir
+    contents = scaffold.plan(project, scaffold.Request(
+        pipeline, source, entity, key, date, measure, dimension, tenant, owner, delimiter))
+    if not dry_run:
+        scaffold.write(project, contents)
+    for path in contents:
+        typer.echo(f"{'would write' if dry_run else 'wrote'} {path}")
+    if not dry_run:
+        for finding in declarations.check(project):
+            typer.echo(str(finding))
+        typer.echo(f"\nReview them, then: barecount check && barecount run {pipeline}")
+
+
+@command(app)
 def demo(as_json: Json = False) -> None:
     """The whole lifecycle on sample data, on embedded PostgreSQL, ending in a KPI and its proof."""
     from barecount_assets.cli import demo as demo_module

@@ -11,12 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barecount_assets.stages.ingestion.connectors.csv import CsvFormat
 from barecount_assets.stages.ingestion.records import REJECT_SCHEMA, ExtractorSchema, Field, ObservedSchema
 from resources.runtime.errors import BareCountError, ErrorCode
+
+settings.register_profile("unhurried", deadline=None)  # how long an example takes says nothing here
+settings.load_profile("unhurried")
 
 SCHEMA = ExtractorSchema(
     (

@@ -6,12 +6,15 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barecount_assets.stages.ingestion.connectors.jsonl import BATCH_RECORDS, JsonlFormat
 from barecount_assets.stages.ingestion.records import REJECT_SCHEMA, ExtractorSchema, Field, ObservedSchema
 from resources.runtime.errors import BareCountError, ErrorCode
+
+settings.register_profile("unhurried", deadline=None)  # how long an example takes says nothing here
+settings.load_profile("unhurried")
 
 SCHEMA = ExtractorSchema(
     (

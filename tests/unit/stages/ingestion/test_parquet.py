@@ -9,12 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barecount_assets.stages.ingestion.connectors.parquet import ParquetFormat, cast_exact, json_values
 from barecount_assets.stages.ingestion.records import REJECT_SCHEMA, ExtractorSchema, Field
 from resources.runtime.errors import BareCountError, ErrorCode
+
+settings.register_profile("unhurried", deadline=None)  # how long an example takes says nothing here
+settings.load_profile("unhurried")
 
 
 def written(table, **options):

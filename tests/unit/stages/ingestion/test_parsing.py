@@ -11,7 +11,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barecount_assets.stages.ingestion import parsing
@@ -27,6 +27,9 @@ from barecount_assets.stages.ingestion.parsing import (
 )
 from barecount_assets.stages.ingestion.records import ExtractorSchema, Field
 from resources.runtime.errors import BareCountError, ErrorCode
+
+settings.register_profile("unhurried", deadline=None)  # how long an example takes says nothing here
+settings.load_profile("unhurried")
 
 
 def parsed(type_, *texts, format=None):

@@ -1,0 +1,419 @@
+"""The first version of a pipeline, written from a sample of its source.
+
+`plan` looks at a folder of CSV files and proposes every file a pipeline needs: tenant, contracts of each layer, a GDP
+model, a KPI model, the KPI's specification and the manifest. Types are guessed here, once, for a person to review; the
+platform itself never guesses.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resources.runtime.errors import BareCountError, ErrorCode
+
+_SAMPLE_ROWS = 10_000
+_DATE_IN_NAME = re.compile(r"\d{4}-\d{2}-\d{2}")
+_GDP_COLUMNS = (
+    ("tenant_id", "text", "Tenant that owns the row."),
+    ("row_hash", "bytea", "SHA-256 over the business columns."),
+    ("row_version", "integer", "Number of this version of the row, from 1."),
+    ("valid_from_run", "bigint", "Run that opened this version."),
+    ("valid_to_run", "bigint", "Run that closed this version; null while it is the head."),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to scaffold: column arguments are names as the source has them."""
+
+    pipeline: str
+    path: Path
+    entity: str
+    key: str
+    date: str
+    measure: str
+    dimension: str | None
+    tenant: str
+    owner: str
+    delimiter: str = ","
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of the source: its name there, its name here, its proposed PostgreSQL type."""
+
+    source_name: str
+    name: str
+    kind: str
+
+    @property
+    def logical_type(self) -> str:
+        if self.kind.startswith("numeric") or self.kind == "double precision":
+            return "number"
+        return {"bigint": "integer", "text": "string"}.get(self.kind, self.kind)
+
+
+def plan(project: Path, request: Request) -> dict[Path, str]:
+    """Files to write, by path relative to the project.
+
+    Raises:
+        BareCountError: source.not_found, source.malformed, declaration.unknown for a column the source does not have,
+            store.conflict when a file exists already.
+    """
+    files = _files(request.path)
+    fields = _fields(files[0], request.delimiter)
+    chosen = {role: _field(fields, column) for role, column in
+              (("key", request.key), ("date", request.date), ("measure", request.measure))}
+    dimension = _field(fields, request.dimension) if request.dimension else None
+    draft = _Draft(request, fields, chosen["key"], chosen["date"], chosen["measure"], dimension, files)
+    _require_types(draft)
+    contents = dict(draft.files())
+    contents = {p: t for p, t in contents.items() if p.parts[1] != "tenants" or not (project / p).exists()}
+    if existing := sorted(str(path) for path in contents if (project / path).exists()):
+        raise BareCountError(
+            ErrorCode.STORE_CONFLICT, f"{', '.join(existing)} exist already; nothing was written",
+            hint="choose another pipeline name, or edit the files that are there",
+        )
+    return contents
+
+
+def write(project: Path, contents: Mapping[Path, str]) -> None:
+    """Write the planned files."""
+    for path, text in contents.items():
+        target = project / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+
+
+def _files(path: Path) -> list[Path]:
+    found = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise BareCountError(ErrorCode.SOURCE_NOT_FOUND, f"no CSV file at {path}",
+                             hint="name a folder with *.csv files, or one file")
+    return found
+
+
+def _fields(file: Path, delimiter: str) -> list[Field]:
+    """Columns and proposed types of a file's first rows."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    try:
+        with csv.open_csv(
+            file, parse_options=csv.ParseOptions(delimiter=delimiter),
+            convert_options=csv.ConvertOptions(strings_can_be_null=True),
+        ) as reader:
+            batch = reader.read_next_batch().slice(0, _SAMPLE_ROWS)
+    except (pa.ArrowInvalid, StopIteration) as error:
+        raise BareCountError(ErrorCode.SOURCE_MALFORMED, f"{file.name} cannot be read as CSV: {error}",
+                             hint="give the right --delimiter, or write the files by hand") from error
+    return [Field(column, _snake(column), _kind(batch.column(i))) for i, column in enumerate(batch.schema.names)]
+
+
+def _kind(values: Any) -> str:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = values.type
+    if pa.types.is_integer(kind):
+        return "bigint"
+    if pa.types.is_floating(kind):
+        digits = pc.max(pc.utf8_length(pc.replace_substring_regex(pc.cast(values, pa.string()), r"^[^.]*\.?", ""))).as_py()
+        return f"numeric(18,{max(2, min(digits or 0, 9))})"
+    if pa.types.is_date(kind):
+        return "date"
+    if pa.types.is_timestamp(kind):
+        return "timestamp"
+    return "boolean" if pa.types.is_boolean(kind) else "text"
+
+
+def _snake(name: str) -> str:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    snake = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+    return snake if snake[:1].isalpha() else f"c_{snake}"
+
+
+def _field(fields: list[Field], wanted: str) -> Field:
+    for field in fields:
+        if wanted in (field.source_name, field.name):
+            return field
+    raise BareCountError(
+        ErrorCode.DECLARATION_UNKNOWN,
+        f"the source has no column {wanted!r}, allowed: {', '.join(field.source_name for field in fields)}",
+        hint="column names are those of the file's header",
+    )
+
+
+def _require_types(draft: _Draft) -> None:
+    if draft.date.kind not in {"date", "timestamp"}:
+        raise BareCountError(ErrorCode.SOURCE_MALFORMED,
+                             f"column {draft.date.source_name} is {draft.date.kind}, a date or timestamp is needed",
+                             hint="ISO 8601 dates are recognised; other formats are declared by hand")
+    if not (draft.measure.kind.startswith("numeric") or draft.measure.kind == "bigint"):
+        raise BareCountError(ErrorCode.SOURCE_MALFORMED,
+                             f"column {draft.measure.source_name} is {draft.measure.kind}, a number is needed",
+                             hint="choose another --measure")
+
+
+@dataclass(frozen=True)
+class _Draft:
+    request: Request
+    fields: list[Field]
+    key: Field
+    date: Field
+    measure: Field
+    dimension: Field | None
+    sources: list[Path]
+
+    @property
+    def source(self) -> str:
+        return f"{self.request.entity}s"
+
+    @property
+    def gdp(self) -> str:
+        return f"{self.request.pipeline}_{self.request.entity}"
+
+    @property
+    def kpi(self) -> str:
+        return f"{self.request.pipeline}_{self.measure.name}"
+
+    @property
+    def dataset(self) -> str:
+        return f"{self.request.pipeline}.{self.source}"
+
+    @property
+    def gdp_fields(self) -> list[tuple[str, str, str]]:
+        """(name, type, description) of the GDP's business columns: the source's, and the day of the date."""
+        own = [(f.name, f.kind, f"{f.source_name} as the source has it.") for f in self.fields]
+        return [*own, ("business_date", "date", f"Day of {self.date.name}.")]
+
+    @property
+    def grains(self) -> list[dict[str, Any]]:
+        dimensions = [self.dimension.name] if self.dimension else []
+        day = {"name": f"day_{self.dimension.name}" if self.dimension else "day", "period": "day", "dimensions": dimensions}
+        return [day, {"name": "month", "period": "month", "dimensions": []}]
+
+    @property
+    def kpi_fields(self) -> list[tuple[str, str, str]]:
+        dimension = [(self.dimension.name, "text", "Dimension; null at the grain month.")] if self.dimension else []
+        return [
+            ("tenant_id", "text", "Tenant that owns the value."),
+            ("grain", "text", "Series the value belongs to."),
+            ("period", "text", "Day (2026-03-05) or month (2026-03) the value is for."),
+            ("period_start", "date", "First day of the period."),
+            ("fiscal_year", "integer", "Fiscal year in which the period begins."),
+            ("fiscal_period", "integer", "Fiscal period in which the period begins."),
+            *dimension,
+            ("value", "numeric", f"Sum of {self.measure.name}."),
+            ("numerator", "numeric", "The value."),
+            ("denominator", "numeric", "Always 1."),
+            ("source_rows", "bigint", "GDP rows behind the value."),
+            ("kpi_version", "text", "Version of the KPI's specification."),
+        ]
+
+    def files(self) -> Iterator[tuple[Path, str]]:
+        name, contracts = self.request.pipeline, Path("contracts")
+        datasets = contracts / "datasets" / name
+        yield contracts / "tenants" / f"{self.request.tenant}.yaml", _yaml(self._tenant())
+        yield datasets / self.source / "extraction.yaml", _yaml(self._source_contract("extraction"))
+        yield datasets / self.source / "raw.yaml", _yaml(self._source_contract("raw"))
+        yield datasets / self.gdp / "gold.yaml", _yaml(self._contract(
+            self.gdp, "gold", self.gdp_fields, {self.key.name}, f"gdp.{self.gdp}"))
+        yield datasets / self.kpi / "activation.yaml", _yaml(self._contract(
+            self.kpi, "activation", self.kpi_fields, {"tenant_id", "grain", "period"}, f"published.{self.kpi}"))
+        yield contracts / "kpis" / name / f"{self.kpi}.yaml", _yaml(self._kpi())
+        yield contracts / "pipelines" / f"{name}.yaml", _yaml(self._manifest())
+        models = Path("dbt_project") / "models"
+        yield models / "gdp" / name / f"{self.gdp}.sql", self._gdp_sql()
+        yield models / "gdp" / name / f"{name}.yml", _yaml(self._gdp_yaml())
+        yield models / "kpi" / name / f"{self.kpi}.sql", self._kpi_sql()
+        yield models / "kpi" / name / f"{name}.yml", _yaml(self._kpi_yaml())
+
+    def _owners(self) -> list[dict[str, str]]:
+        return [{"name": self.request.owner.partition("@")[0], "email": self.request.owner, "role": "owner"}]
+
+    def _tenant(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "barecount/v1", "kind": "Tenant",
+            "metadata": {"id": self.request.tenant, "name": self.request.tenant, "description": "To be described."},
+            "spec": {
+                "status": "active", "region": "eu-west-2", "currency": "GBP", "timezone": "Europe/London",
+                "calendar": {"country": "GB", "weekend": ["saturday", "sunday"],
+                             "range": {"from": dt.date(2009, 1, 1), "to": dt.date(2030, 12, 31)},
+                             "fiscal": {"pattern": "standard", "start_month": 1}},
+                "contacts": self._contacts(),
+            },
+        }
+
+    def _contacts(self) -> list[dict[str, str]]:
+        return [{"role": "owner", **{k: v for k, v in self._owners()[0].items() if k != "role"}}]
+
+    def _source_contract(self, layer: str) -> dict[str, Any]:
+        properties = []
+        for field in self.fields:
+            declared: dict[str, Any] = {"name": field.name, "physicalName": field.source_name,
+                                        "logicalType": field.logical_type, "physicalType": field.kind}
+            if field in (self.key, self.date, self.measure):
+                declared["required"] = True
+            properties.append({**declared, "classification": "internal", "description": f"{field.source_name}."})
+        return self._document(self.source, layer, properties, f"raw.{self.dataset.replace('.', '__')}")
+
+    def _contract(
+        self, name: str, layer: str, columns: list[tuple[str, str, str]], required: set[str], physical: str
+    ) -> dict[str, Any]:
+        properties = []
+        for column, kind, text in columns:
+            logical = Field("", "", kind).logical_type if kind != "integer" else "integer"
+            declared = {"name": column, "logicalType": "number" if kind == "numeric" else logical, "physicalType": kind}
+            if column in required:
+                declared["required"] = True
+            properties.append({**declared, "classification": "internal", "description": text})
+        return self._document(name, layer, properties, physical)
+
+    def _document(self, name: str, layer: str, properties: list[dict[str, Any]], physical: str) -> dict[str, Any]:
+        dataset = f"{self.request.pipeline}.{name}"
+        member = self._owners()[0]
+        return {
+            "apiVersion": "v3.1.0", "kind": "DataContract", "id": f"{dataset}.{layer}",
+            "name": name.replace("_", " ").capitalize(), "version": "1.0.0", "status": "active",
+            "domain": self.request.pipeline,
+            "description": {"purpose": f"{name.replace('_', ' ').capitalize()} of {self.request.pipeline}."},
+            "schema": [{"name": name, "physicalName": physical, "physicalType": "table", "logicalType": "object",
+                        "properties": properties}],
+            "team": {"name": self.request.pipeline, "members": [
+                {"username": member["email"], "name": member["name"], "role": "owner"}]},
+            "slaProperties": [{"property": "retention", "value": 2555, "unit": "d"}],
+            "customProperties": [{"property": "dataset", "value": dataset}, {"property": "layer", "value": layer}],
+        }
+
+    def _kpi(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "barecount/v1", "kind": "Kpi",
+            "metadata": {
+                "name": self.kpi, "pipeline": self.request.pipeline,
+                "title": self.measure.name.replace("_", " ").capitalize(),
+                "description": f"Sum of {self.measure.source_name} over every {self.request.entity}.",
+                "version": "1.0.0", "owners": self._owners(),
+            },
+            "spec": {
+                "unit": "currency", "formula": f"sum of {self.measure.name}", "grains": self.grains,
+                "depends_on": [{"gdp": self.gdp, "date_column": "business_date", "effect": "period"}],
+                "calendar": True, "thresholds": {"max_null_ratio": 0, "min_rows": 1},
+            },
+        }
+
+    def _manifest(self) -> dict[str, Any]:
+        name, first = self.sources[0].name, self.sources[0]
+        match = _DATE_IN_NAME.search(name)
+        source: dict[str, Any] = {"name": self.source, "dataset": self.dataset, "connector": "files"}
+        if first.parent.resolve() == self.request.path.resolve() and match:
+            source["file_name"] = f"{name[: match.start()]}{{date}}*.csv"
+        source["path"] = str(self.request.path.resolve())
+        source["format"] = {"type": "csv", "delimiter": self.request.delimiter}
+        start = dt.date.fromisoformat(match.group()) if match else dt.date(2020, 1, 1)
+        return {
+            "apiVersion": "barecount/v1", "kind": "Pipeline",
+            "metadata": {
+                "name": self.request.pipeline, "title": self.request.pipeline.replace("_", " ").capitalize(),
+                "description": f"{self.source.capitalize()} to {self.measure.name} per day and month.",
+                "version": "1.0.0", "owners": self._owners(), "tags": {"domain": self.request.pipeline},
+            },
+            "spec": {
+                "tenants": [self.request.tenant], "partitions": {"start": start, "end": None}, "sources": [source],
+                "transforms": {"engine": "postgres", "calendar": True, "gdp": [self.gdp]}, "kpis": [self.kpi],
+                "publication": {"consumers": ["to be named"], "description": "To be described."},
+                "runner": {"class": "serverless", "size": "medium", "network_profile": "private_vpc"},
+                "slos": {"freshness": {"max_lag_hours": 26}},
+                "retention": {"raw_class": "standard", "raw_days": 2555}, "alerts": {"route": [self.request.owner]},
+            },
+        }
+
+    def _gdp_sql(self) -> str:
+        columns = ",\n        ".join(f.name for f in self.fields)
+        return f"""\
+-- One row per {self.key.name}; where it was delivered more than once, the newest delivery counts.
+with records as (
+    select * from {{{{ raw_rows('{self.dataset}') }}}} as raw_record
+    where {{{{ in_scope('{self.key.name}') }}}}
+),
+
+ranked as (
+    select
+        records.*,
+        row_number() over (
+            partition by {self.key.name}
+            order by partition_date desc, {{{{ binary_text('source_id') }}}} desc, _row_number desc
+        ) as rank
+    from records
+),
+
+chosen as (
+    select
+        {columns},
+        cast({self.date.name} as date) as business_date
+    from ranked
+    where rank = 1
+)
+
+{{{{ versioned('chosen') }}}}
+"""
+
+    def _gdp_yaml(self) -> dict[str, Any]:
+        columns = []
+        for name, kind, text in [*self.gdp_fields, *_GDP_COLUMNS]:
+            column: dict[str, Any] = {"name": name, "data_type": kind, "description": text}
+            if name == self.key.name:
+                column["data_tests"] = ["not_null"]
+            columns.append(column)
+        return {"sources": [{
+            "name": self.request.pipeline, "description": f"Raw datasets of the pipeline {self.request.pipeline}.",
+            "schema": "raw", "tables": [{"name": self.source, "identifier": self.dataset.replace(".", "__"),
+                                         "description": f"{self.source.capitalize()} exactly as received."}],
+        }], "models": [{
+            "name": self.gdp, "description": f"One {self.request.entity} of {self.request.pipeline}.",
+            "config": {"unique_key": self.key.name, "meta": {"scope": {
+                "key": self.key.name, "from": [{"raw": self.dataset, "column": self.key.name}]}}},
+            "columns": columns,
+            "data_tests": [{"unique_head": {"arguments": {"columns": [self.key.name]}}}],
+        }]}
+
+    def _kpi_sql(self) -> str:
+        dimension = f", {self.dimension.name}" if self.dimension else ""
+        text = f", cast({self.dimension.name} as {{{{ dbt.type_string() }}}}) as {self.dimension.name}" \
+            if self.dimension else ""
+        return f"""\
+with facts as (
+    select business_date{text}, sum({self.measure.name}) as amount, count(*) as source_rows
+    from {{{{ gdp_head('{self.gdp}') }}}} as gdp
+    where {{{{ in_any_affected_period('{self.kpi}', 'business_date') }}}}
+    group by business_date{dimension}
+)
+
+{{{{ kpi_series(
+    '{self.kpi}',
+    facts='facts',
+    date_column='business_date',
+    numerator='sum(amount)',
+    source_rows='sum(source_rows)'
+) }}}}
+"""
+
+    def _kpi_yaml(self) -> dict[str, Any]:
+        return {"models": [{
+            "name": self.kpi, "description": f"Sum of {self.measure.name} per day and month.",
+            "config": {"meta": {"grains": self.grains}},
+            "columns": [{"name": n, "data_type": k, "description": t} for n, k, t in self.kpi_fields],
+            "data_tests": [{"unique_series_row": {"arguments": {
+                "dimensions": [self.dimension.name] if self.dimension else []}}}],
+        }]}
+
+
+def _yaml(document: dict[str, Any]) -> str:
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,181 @@
+"""What runs in the forked children of the lifecycle tests: the real platform, which tells its parent every step.
+
+Imported once, in the fork server, so that a child starts at once. Nothing here opens a connection, a file that
+stays open, or a thread: what is used before a fork breaks after it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import adbc_driver_manager.dbapi
+import adbc_driver_postgresql.dbapi  # noqa: F401
+import dagster_postgres  # noqa: F401
+import dbt.adapters.postgres  # noqa: F401
+import dbt.cli.main  # noqa: F401
+import great_expectations  # noqa: F401
+import pandera.polars  # noqa: F401
+import psycopg
+from dbt.adapters.sql.connections import SQLConnectionManager
+
+import barecount_assets.definitions  # noqa: F401
+import barecount_assets.runner
+import barecount_assets.stages.calendar
+import barecount_assets.stages.ingestion.stage
+import barecount_assets.stages.kpi_build
+import barecount_assets.stages.normalization
+import barecount_assets.stages.publish  # noqa: F401
+from barecount_assets import lifecycle, stages
+from barecount_assets.cli import main as command_line
+from barecount_assets.cli import runs  # noqa: F401
+from barecount_assets.lifecycle import RunRequest
+from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.declarations import Declarations, load
+from resources.runners.stage import StageSpec
+from resources.runtime.database import Database
+from resources.runtime.errors import BareCountError
+from resources.runtime.settings import Settings, code_version
+
+PROJECT = Path(__file__).resolve().parents[2]
+OUTSIDE = "outside"  # of every stage: the start, and what Dagster does between stages
+DECLARATIONS: Declarations = load(PROJECT)
+CODE_VERSION = code_version(PROJECT)  # cached for all children: they all run the code imported here
+_LABEL = 70
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a child tells its parent that it got there: before step number `step` (from 0) of a stage.
+
+    With `hold` all its threads stand still until the parent says so, or kills it. A stage with fewer steps counts
+    as reached when its work is done and nobody has heard of it yet.
+    """
+
+    stage: str
+    step: int
+    hold: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing a child is about to do."""
+
+    stage: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The child is at its stop."""
+
+    step: Step
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The child's work came to an end of its own; `error` is the envelope of what stopped it."""
+
+    changed: bool
+    error: dict[str, Any] | None
+
+
+class Steps:
+    """Tells the parent every step: stages, their progress, each statement and commit, each object put."""
+
+    def __init__(self, pipe: Connection, stop: Stop | None) -> None:
+        self._pipe, self._stop = pipe, stop
+        self._stage, self._count = OUTSIDE, 0
+        self._one = threading.RLock()
+
+    def step(self, label: str) -> None:
+        with self._one:
+            self._pipe.send(Step(self._stage, label))
+            stop = self._stop
+            if stop is not None and stop.stage == self._stage:
+                if self._count == stop.step:
+                    self._reach(label)
+                self._count += 1
+
+    def progress(self, message: str, done: int, total: int) -> None:
+        self.step(f"progress: {message}")
+
+    def execute(self, spec: StageSpec, progress: Any, environment: StageEnvironment | None = None) -> Any:
+        """Stands in for the entry point of the stages, where the runner calls it."""
+        self._stage = spec.stage.value
+        try:
+            self.step(f"begin: {spec.stage} {spec.source or ''}".rstrip())
+            receipt = stages.execute(spec, progress, environment)
+            if self._stop is not None and self._stop.stage == self._stage and spec.source is None:
+                self._stop = Stop(self._stage, self._count, self._stop.hold)
+            self.step(f"end: {spec.stage} {spec.source or ''}".rstrip())
+            return receipt
+        finally:
+            self._stage = OUTSIDE
+
+    def watch(self) -> None:
+        """Announce what the platform does from now on. The platform's own code and behaviour stay as they are."""
+        self._before(psycopg.Cursor, "execute", lambda _, query, *__: _text(query))
+        self._before(psycopg.Cursor, "copy", lambda _, query, *__: _text(query))
+        self._before(psycopg.Transaction, "__exit__", lambda *_: "end of transaction")
+        self._before(adbc_driver_manager.dbapi.Cursor, "execute", lambda _, query, *__: f"arrow: {_text(query)}")
+        self._before(adbc_driver_manager.dbapi.Cursor, "adbc_ingest", lambda _, table, *__: f"arrow: copy {table}")
+        self._before(adbc_driver_manager.dbapi.Connection, "commit", lambda *_: "arrow: commit")
+        self._before(SQLConnectionManager, "add_query", lambda _, query, *__: f"dbt: {_text(query)}")
+        self._before(SQLConnectionManager, "commit", lambda *_: "dbt: commit")
+        self._before(os, "link", lambda _, key, *__: f"put: {key}")
+        barecount_assets.runner.execute = self.execute
+
+    def _before(self, owner: Any, name: str, label: Callable[..., str]) -> None:
+        original = getattr(owner, name)
+
+        def announced(*args: Any, **kwargs: Any) -> Any:
+            self.step(label(*args))
+            return original(*args, **kwargs)
+
+        setattr(owner, name, announced)
+
+    def _reach(self, label: str) -> None:
+        hold = self._stop is not None and self._stop.hold
+        self._pipe.send(Reached(Step(self._stage, label)))
+        if hold:
+            self._pipe.recv()
+
+
+def run(pipe: Connection, stop: Stop | None, settings: Settings, url: str, request: RunRequest) -> None:
+    """`lifecycle.run` on a database."""
+    steps = Steps(pipe, stop)
+    steps.watch()
+    environment = StageEnvironment(settings, Database(url, is_embedded=True), DECLARATIONS)
+    try:
+        outcome = lifecycle.run(environment, request, steps.progress)
+    except BareCountError as error:
+        pipe.send(Ended(False, error.envelope()["error"]))
+        return
+    pipe.send(Ended(outcome.changed, outcome.error and outcome.error.envelope()["error"]))
+
+
+def barecount(pipe: Connection, stop: Stop | None, environment: dict[str, str], output: Path, *words: str) -> None:
+    """The command `barecount`, its standard output and error in one file; it exits with the command's code."""
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    steps = Steps(pipe, stop)
+    steps.watch()
+    pipe.recv()  # everybody begins at the same moment
+    sys.argv = ["barecount", *words]
+    command_line.main()
+
+
+def _text(query: Any) -> str:
+    text = query.decode() if isinstance(query, bytes) else str(query)
+    if text.startswith("/*"):
+        text = text.partition("*/")[2]
+    return " ".join(text.split())[:_LABEL]

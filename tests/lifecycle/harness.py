@@ -1,0 +1,420 @@
+"""Shared parts of the crash, restart and concurrency tests: children that can be stopped and killed at any step, and
+all that a pipeline leaves behind, as plain data that is equal when the outcome is equal.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from barecount_assets import sample
+from barecount_assets.lifecycle import RunRequest
+from resources.governance.declarations import Declarations
+from resources.runtime.database import Database, fetch, fetch_dicts
+from resources.runtime.settings import Settings
+from resources.storage import content
+from resources.trust import ledger
+
+if TYPE_CHECKING:
+    from tests.lifecycle.child import Ended, Reached, Step, Stop
+
+PROJECT = Path(__file__).resolve().parents[2]
+PIPELINE = "order_to_cash"
+TENANT = "acme"
+KPIS = ("revenue", "dso", "overdue_ratio")
+PATIENCE = 120.0  # seconds after which a child that says nothing is a failure of its own
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def warm_up() -> None:
+    """Start the fork server with everything heavy imported; a child then starts in milliseconds."""
+    _CONTEXT.set_forkserver_preload(["tests.lifecycle.child"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), before]))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+# --- sources -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Deliveries:
+    """A small sample, delivered in two goes: all but the last two days, then those and a corrected earlier file."""
+
+    sample: Path
+    first_day: dt.date
+    last_days: tuple[dt.date, dt.date]  # last day with files of the first and of the second delivery
+
+    @classmethod
+    def make(cls, folder: Path, tenant: str = TENANT) -> Deliveries:
+        facts = sample.write_sample(folder / tenant, tenant, invoices=200, business_days=10)
+        days = sorted({_day_of(path) for path in (folder / tenant / "erp").iterdir()})
+        return cls(folder / tenant, facts.start, (days[-3], days[-1]))
+
+    def deliver(self, number: int, settings: Settings, tenant: str = TENANT) -> RunRequest:
+        """Put the files of a delivery (1 or 2) where the pipeline looks; returns what to run then."""
+        target = settings.data_dir / "sample" / tenant
+        last_day = self.last_days[number - 1]
+        for source in sorted(self.sample.glob("*/*_*")):
+            if _day_of(source) <= last_day:
+                copy = target / source.relative_to(self.sample)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, copy)
+        if number == 2:
+            earlier = sorted((target / "erp").iterdir())[1]
+            *lines, cancelled = earlier.read_bytes().splitlines(keepends=True)
+            assert len(lines) > 2 and cancelled
+            earlier.write_bytes(b"".join(lines))
+        return RunRequest(PIPELINE, tenant, self.first_day, last_day)
+
+
+def _day_of(path: Path) -> dt.date:
+    match = re.search(r"\d{4}-\d{2}-\d{2}", path.name)
+    assert match is not None, path
+    return dt.date.fromisoformat(match[0])
+
+
+# --- children ----------------------------------------------------------------------------------------------------
+
+
+class Child:
+    """A forked process at work, and all it said: its steps in order, with the times (s) they were heard at."""
+
+    def __init__(self, target: Callable[..., None], *arguments: Any, stop: Stop | None = None) -> None:
+        self._pipe, theirs = _CONTEXT.Pipe()
+        self.steps: list[tuple[float, Step]] = []
+        self.ended: Ended | None = None
+        self._process = _CONTEXT.Process(target=target, args=(theirs, stop, *arguments))
+        self._process.start()
+        theirs.close()
+        self.pid = self._process.pid
+
+    def begin(self) -> None:
+        """Let a child that waits for it begin, or go on after a stop that holds."""
+        self._pipe.send(None)
+
+    def until_stop(self) -> Reached | None:
+        """Listen until the child is at its stop; None when it ended without getting there."""
+        from tests.lifecycle.child import Ended, Reached
+
+        while True:
+            if not self._pipe.poll(PATIENCE):
+                self.kill()
+                raise AssertionError(f"nothing heard of the child for {PATIENCE} s; last steps: {self.steps[-3:]}")
+            try:
+                heard = self._pipe.recv()
+            except (EOFError, ConnectionResetError):
+                return None
+            if isinstance(heard, Reached):
+                return heard
+            if isinstance(heard, Ended):
+                self.ended = heard
+            else:
+                self.steps.append((time.monotonic(), heard))
+
+    def wait(self) -> int:
+        """Listen to the end; returns the exit code."""
+        while self.until_stop() is not None:
+            pass
+        self._process.join(PATIENCE)
+        code = self._process.exitcode
+        assert code is not None, "the child said that it is done, and is still there"
+        return code
+
+    def kill(self) -> Step | None:
+        """SIGKILL; returns the last step it announced."""
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.join(PATIENCE)
+        while True:
+            try:
+                heard = self._pipe.recv() if self._pipe.poll() else None
+            except (EOFError, ConnectionResetError):
+                break
+            if heard is None:
+                break
+            if hasattr(heard, "label"):
+                self.steps.append((time.monotonic(), heard))
+        return self.steps[-1][1] if self.steps else None
+
+
+def run(
+    settings: Settings, database: Database, request: RunRequest, stop: Stop | None = None
+) -> Child:
+    """`lifecycle.run` in a child."""
+    from tests.lifecycle import child
+
+    return Child(child.run, settings, database.admin_url, request, stop=stop)
+
+
+def finish(settings: Settings, database: Database, request: RunRequest) -> Child:
+    """Run to the end, which must be a good one.
+
+    The lock of a killed run is free when the server notices that its connection is gone, moments after the kill;
+    until then the next run is refused, which is right, and told to come back.
+    """
+    for _ in range(100):
+        child = run(settings, database, request)
+        assert child.wait() == 0
+        assert child.ended is not None
+        if child.ended.error is None:
+            return child
+        assert child.ended.error["code"] == "run.in_progress", child.ended.error
+    raise AssertionError("the lock of a run that is gone was never set free")
+
+
+def barecount(
+    settings: Settings, database: Database, output: Path, *words: str, stop: Stop | None = None
+) -> Child:
+    """The command in a child that waits for `begin`."""
+    from tests.lifecycle import child
+
+    environment = {
+        "BARECOUNT_PROJECT_DIR": str(settings.project_dir), "BARECOUNT_DATA_DIR": str(settings.data_dir),
+        "BARECOUNT_RAW_STORE": settings.raw_store, "BARECOUNT_DATABASE_URL": database.admin_url,
+    }
+    return Child(child.barecount, environment, output, *words, stop=stop)
+
+
+# --- what is left behind -----------------------------------------------------------------------------------------
+
+_TABLES = """
+select n.nspname::text as schema, c.relname::text as name,
+    array_agg(a.attname::text order by a.attnum) as columns
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+where n.nspname in ('raw', 'gdp', 'kpi', 'published', 'platform') and c.relkind = 'r'
+    and c.relname not in ('alembic_version', 'evidence', 'evidence_head')
+    -- stamps of the platform's own clock; business times carry no time zone
+    and a.atttypid <> 'timestamptz'::regtype and a.attname not in ('load_date', 'quarantine_id')
+group by 1, 2
+"""
+_BATCHES, _RUNS = ("batch_id", "_batch_id"), ("run_id", "valid_from_run", "valid_to_run")
+_LOAD_DATE = re.compile(r"load_date=\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a pipeline left in one database and raw store, without what may differ from one to the next: clock
+    times, and numbers that are only handed out (batches and runs go by what they are of instead).
+
+    Attributes:
+        tables: rows of every table of every layer and of the platform, as JSON texts with how often each is there.
+        ledger: (number, kind, subject, run token, payload) of each entry, in order.
+        objects: SHA-256 of each file of the raw store, by key.
+        unfinished: files left in the raw store's folder for objects in the making.
+    """
+
+    tables: Mapping[str, Counter[str]]
+    ledger: list[tuple[int, str, str, str, str]]
+    objects: Mapping[str, str]
+    unfinished: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, database: Database, settings: Settings, tenant: str | None = None) -> State:
+        """The state now; of one tenant only when one is named.
+
+        Fails when the ledger of a tenant does not verify.
+        """
+        with psycopg.connect(database.admin_url, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
+            names = _natural_names(connection)
+            tables = {}
+            for table in fetch_dicts(connection, _TABLES):
+                statement = sql.SQL("select {} from {}").format(
+                    sql.SQL(", ").join(map(sql.Identifier, table["columns"])),
+                    sql.Identifier(table["schema"], table["name"]),
+                )
+                rows = fetch_dicts(connection, statement.as_string(connection))
+                tables[f"{table['schema']}.{table['name']}"] = Counter(
+                    json.dumps(_named(row, names), default=_plain, sort_keys=True) for row in rows
+                    if tenant in (None, row.get("tenant_id", row.get("_tenant_id", tenant)))
+                )
+            entries = []
+            for name in ledger.tenants_with_evidence(connection):
+                verified = ledger.verify(connection, name)
+                assert verified.intact, verified.findings
+                if tenant in (None, name):
+                    entries += _entries(connection, name)
+        root = Path(settings.raw_store)
+        objects = {
+            _LOAD_DATE.sub("load_date=*", str(path.relative_to(root))): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in root.rglob("*.parquet")
+            if tenant is None or f"tenant={tenant}" in path.parts
+        }
+        return cls(tables, entries, objects, sorted(path.name for path in root.glob(".writing/*")))
+
+    def differences(self, other: State) -> list[str]:
+        """What is not the same here (<) and there (>), readable, few examples of each."""
+        found = []
+        for table in sorted({*self.tables, *other.tables}):
+            here, there = self.tables.get(table, Counter()), other.tables.get(table, Counter())
+            for mark, rows in (("<", here - there), (">", there - here)):
+                found += [f"{mark} {table}: {row} ({sum(rows.values())} such rows)" for row in sorted(rows)[:2]]
+        for here_entry, there_entry in zip(self.ledger, other.ledger, strict=False):
+            if here_entry != there_entry:
+                found += [f"< ledger: {here_entry}", f"> ledger: {there_entry}"]
+                break
+        if len(self.ledger) != len(other.ledger):
+            found.append(f"ledger: {len(self.ledger)} entries here, {len(other.ledger)} there")
+        objects = {*self.objects.items()} ^ {*other.objects.items()}
+        found += [f"raw store: {key} {digest}" for key, digest in sorted(objects)[:4]]
+        found += [f"left unfinished: {name}" for name in (*self.unfinished, *other.unfinished)]
+        return found
+
+
+def entries(database: Database, tenant: str = TENANT) -> list[tuple[int, str, str, str, str]]:
+    """The ledger of a tenant now, as in `State`."""
+    with psycopg.connect(database.admin_url, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
+        return _entries(connection, tenant)
+
+
+def _entries(connection: psycopg.Connection, tenant: str) -> list[tuple[int, str, str, str, str]]:
+    found = []
+    for seq, body in fetch(
+        connection, "select seq, body from platform.evidence where tenant_id = $1 order by seq", (tenant,)
+    ):
+        entry = json.loads(body)
+        payload = {name: value for name, value in entry["payload"].items() if name != "load_date"}
+        text = _LOAD_DATE.sub("load_date=*", json.dumps(payload, sort_keys=True))
+        found.append((seq, entry["kind"], entry["subject"], entry["run_token"], text))
+    return found
+
+
+def _natural_names(connection: psycopg.Connection) -> dict[str, dict[int, str]]:
+    """Batches and runs by number, as what they are of."""
+    batches = fetch(
+        connection, "select batch_id, concat_ws(' ', tenant_id, dataset, source_id, content_sha256) "
+        "from platform.raw_batch")
+    numbers = fetch(connection, "select run_id, concat_ws(' ', tenant_id, stage, run_token) from platform.run")
+    return {"batch": dict(batches), "run": dict(numbers)}
+
+
+def _named(row: dict[str, Any], names: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
+    named = dict(row)
+    for column, value in row.items():
+        if column in _BATCHES:
+            named[column] = names["batch"][value]
+        elif column in _RUNS and value is not None:
+            named[column] = names["run"][value]
+        elif column in ("object_key", "quarantine_key") and value is not None:
+            named[column] = _LOAD_DATE.sub("load_date=*", value)
+        elif column == "receipt" and "receipt" in value:
+            facts = value["receipt"]["facts"]
+            facts["run_id"] = names["run"][facts["run_id"]]
+    return named
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes | memoryview) else str(value)
+
+
+# --- what consumers see ------------------------------------------------------------------------------------------
+
+Sight = frozenset[tuple[str, int, int, str]]
+"""What an analyst saw at one moment: (name, version, rows, content hash) of every published KPI."""
+
+
+class Analyst(threading.Thread):
+    """Reads everything published over and over, as the analyst of the tenant, and remembers what it ever saw."""
+
+    def __init__(self, database: Database, declarations: Declarations) -> None:
+        super().__init__(name="analyst", daemon=True)
+        self._database = database
+        self._columns = {
+            name: declarations.contract(f"{PIPELINE}.{name}", "activation").column_names for name in KPIS
+        }
+        self._done = threading.Event()
+        self.sights: dict[Sight, int] = {}
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._done.is_set() and not self._is_registered():
+                self._done.wait(0.02)
+            with psycopg.connect(
+                self._database.analyst_url(TENANT), autocommit=True, cursor_factory=psycopg.RawCursor
+            ) as connection:
+                while not self._done.wait(0.01):
+                    sight = self._look(connection)
+                    self.sights[sight] = self.sights.get(sight, 0) + 1
+        except Exception as error:  # told by `stop`, in the thread of the test
+            self.failure = error
+
+    def stop(self) -> dict[Sight, int]:
+        """Stop reading; returns each distinct sight and how often it was seen."""
+        self._done.set()
+        self.join()
+        if self.failure is not None:
+            raise self.failure
+        return self.sights
+
+    def _is_registered(self) -> bool:
+        with psycopg.connect(self._database.admin_url, autocommit=True) as connection:
+            return connection.execute("select 1 from platform.tenant").fetchone() is not None
+
+    def _look(self, connection: psycopg.Connection) -> Sight:
+        seen = []
+        with connection.transaction():
+            fetch(connection, "set transaction isolation level repeatable read, read only")
+            current = dict(fetch(connection, "select name, version from published.current_version"))
+            for name, columns in self._columns.items():
+                if fetch(connection, "select to_regclass($1)::text", (f"published.{name}",)) == [(None,)]:
+                    assert name not in current, f"{name} is current and not there"
+                    continue
+                digest, rows = content.hash_of(
+                    connection, sql.Identifier("published", name), sql.SQL("tenant_id = $1"), (TENANT,), columns
+                )
+                if name in current or rows:
+                    seen.append((name, current.get(name, 0), rows, digest))
+        return frozenset(seen)
+
+
+@contextmanager
+def watching(database: Database, declarations: Declarations) -> Iterator[Analyst]:
+    """An analyst who reads during the block."""
+    analyst = Analyst(database, declarations)
+    analyst.start()
+    try:
+        yield analyst
+    finally:
+        analyst.stop()
+
+
+def publications(database: Database) -> list[Sight]:
+    """What an analyst may see according to the platform: nothing, then the state after each publishing run."""
+    with psycopg.connect(database.admin_url, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
+        rows = fetch(
+            connection, "select run_token, name, version, row_count, content_sha256 from platform.publication "
+            "where tenant_id = $1 order by evidence_seq", (TENANT,))
+    states: list[Sight] = [frozenset()]
+    current: dict[str, tuple[str, int, int, str]] = {}
+    for number, (token, name, *rest) in enumerate(rows):
+        current[name] = (name, *rest)
+        if number + 1 == len(rows) or rows[number + 1][0] != token:
+            states.append(frozenset(current.values()))
+    return states
