@@ -95,16 +95,39 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
         batches, checks = _batches(connection, environment, tenant_id, normalized["inputs"])
         chain = ledger.verify(connection, tenant_id)
         return Proof(
-            tenant_id=tenant_id, kpi=f"{kpi.metadata.pipeline}.{kpi.name}", period=period, unit=kpi.spec.unit,
-            formula=kpi.spec.formula, kpi_version=publication["kpi_version"], values=values,
-            publication={k: publication[k] for k in ("version", "published_at", "content_sha256", "row_count",
-                                                     "run_id", "run_token", "evidence_seq")},
-            gates=_gates(connection, tenant_id, published), gdps=_gdps(kpi, normalized), batches=batches,
-            contracts=normalized["contracts"], code_version=normalized["code_version"],
+            tenant_id=tenant_id,
+            kpi=f"{kpi.metadata.pipeline}.{kpi.name}",
+            period=period,
+            unit=kpi.spec.unit,
+            formula=kpi.spec.formula,
+            kpi_version=publication["kpi_version"],
+            values=values,
+            publication={
+                k: publication[k]
+                for k in (
+                    "version",
+                    "published_at",
+                    "content_sha256",
+                    "row_count",
+                    "run_id",
+                    "run_token",
+                    "evidence_seq",
+                )
+            },
+            gates=_gates(connection, tenant_id, published),
+            gdps=_gdps(kpi, normalized),
+            batches=batches,
+            contracts=normalized["contracts"],
+            code_version=normalized["code_version"],
             manifest_hash=normalized["manifest_hash"],
-            evidence={"kpi.published": publication["evidence_seq"], "kpi_build.finished": published["build"]["evidence"],
-                      "normalization.finished": build["gdp"]["evidence"], "entries_in_chain": chain.entries},
-            verified=[*verified, *checks], findings=[finding.message for finding in chain.findings],
+            evidence={
+                "kpi.published": publication["evidence_seq"],
+                "kpi_build.finished": published["build"]["evidence"],
+                "normalization.finished": build["gdp"]["evidence"],
+                "entries_in_chain": chain.entries,
+            },
+            verified=[*verified, *checks],
+            findings=[finding.message for finding in chain.findings],
         )
 
 
@@ -145,7 +168,9 @@ def _publication(connection: psycopg.Connection, tenant_id: str, name: str) -> d
 def _values(
     connection: psycopg.Connection, kpi: Kpi, tenant_id: str, version: int, columns: Sequence[str], period: str
 ) -> list[dict[str, Any]]:
-    statement = sql.SQL("select {} from {} where tenant_id = $1 and version = $2::int and period = $3 order by {}").format(
+    statement = sql.SQL(
+        "select {} from {} where tenant_id = $1 and version = $2::int and period = $3 order by {}"
+    ).format(
         sql.SQL(", ").join(map(sql.Identifier, columns)),
         sql.Identifier(published_store.SCHEMA, f"snapshot__{kpi.name}"),
         sql.SQL(", ").join(map(sql.Identifier, ("grain", *kpi.dimensions))),
@@ -158,7 +183,8 @@ def _values(
         first, last = fetch(connection, known.as_string(connection), (tenant_id, version, len(period)))[0]
         span = f"published periods run from {first} to {last}" if first else "periods look like 2026-03 or 2026-03-05"
         raise BareCountError(
-            ErrorCode.EVIDENCE_MISSING, f"{kpi.name} has no published value for {period} and tenant {tenant_id}: {span}",
+            ErrorCode.EVIDENCE_MISSING,
+            f"{kpi.name} has no published value for {period} and tenant {tenant_id}: {span}",
             hint="choose another period",
         )
     return rows
@@ -178,7 +204,9 @@ def _verify_snapshot(
 ) -> list[Verified]:
     content, rows = published_store.snapshot_hash(connection, kpi.name, tenant_id, publication["version"], columns)
     return [
-        Verified(f"published rows of {kpi.name} version {publication['version']}", published["content_sha256"], content),
+        Verified(
+            f"published rows of {kpi.name} version {publication['version']}", published["content_sha256"], content
+        ),
         Verified(f"number of published rows of {kpi.name}", str(published["rows"]), str(rows)),
     ]
 

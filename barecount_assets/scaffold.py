@@ -125,7 +125,9 @@ def _kind(values: Any) -> str:
     if pa.types.is_integer(kind):
         return "bigint"
     if pa.types.is_floating(kind):
-        digits = pc.max(pc.utf8_length(pc.replace_substring_regex(pc.cast(values, pa.string()), r"^[^.]*\.?", ""))).as_py()
+        digits = pc.max(
+            pc.utf8_length(pc.replace_substring_regex(pc.cast(values, pa.string()), r"^[^.]*\.?", ""))
+        ).as_py()
         return f"numeric(18,{max(2, min(digits or 0, 9))})"
     if pa.types.is_date(kind):
         return "date"
@@ -197,7 +199,11 @@ class _Draft:
     @property
     def grains(self) -> list[dict[str, Any]]:
         dimensions = [self.dimension.name] if self.dimension else []
-        day = {"name": f"day_{self.dimension.name}" if self.dimension else "day", "period": "day", "dimensions": dimensions}
+        day = {
+            "name": f"day_{self.dimension.name}" if self.dimension else "day",
+            "period": "day",
+            "dimensions": dimensions,
+        }
         return [day, {"name": "month", "period": "month", "dimensions": []}]
 
     @property

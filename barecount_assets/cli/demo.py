@@ -83,7 +83,9 @@ def _kpis(environment: StageEnvironment, tenant: str) -> None:
     currency = environment.declarations.tenant(tenant).spec.currency
     with environment.database.connect(autocommit=True) as connection:
         rows = {(r["name"], r["period"]): r["value"] for r in fetch_dicts(connection, _TOTALS, (tenant,))}
-        versions = fetch(connection, "select max(version) from published.current_version where tenant_id = $1", (tenant,))
+        versions = fetch(
+            connection, "select max(version) from published.current_version where tenant_id = $1", (tenant,)
+        )
     periods = sorted({period for _, period in rows})
     dso = {period: float(rows[("dso", period)] or 0) for period in periods if ("dso", period) in rows}
     greatest = max(dso.values(), default=0.0)

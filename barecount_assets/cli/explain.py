@@ -25,9 +25,11 @@ def show(proof: Proof, *, as_json: bool) -> None:
           _number(v["denominator"]), v["source_rows"]) for v in proof.values],
         right=range(1 + len(dimensions), 5 + len(dimensions))))
     publication = proof.publication
-    console.print(f"published  version {publication['version']} at {publication['published_at']:%Y-%m-%d %H:%M:%S} UTC, "
-                  f"{publication['row_count']} rows, sha256 {publication['content_sha256'][:16]}…, "
-                  f"evidence {publication['evidence_seq']}")
+    console.print(
+        f"published  version {publication['version']} at {publication['published_at']:%Y-%m-%d %H:%M:%S} UTC, "
+        f"{publication['row_count']} rows, sha256 {publication['content_sha256'][:16]}…, "
+        f"evidence {publication['evidence_seq']}"
+    )
     for gate in proof.gates:
         console.print(f"gate       {gate['gate']}: {gate['summary']}, evidence {gate['evidence']}", soft_wrap=True)
     for gdp in proof.gdps:
@@ -36,8 +38,10 @@ def show(proof: Proof, *, as_json: bool) -> None:
     datasets = Counter(batch["dataset"] for batch in proof.batches)
     for dataset, count in sorted(datasets.items()):
         own = [batch for batch in proof.batches if batch["dataset"] == dataset]
-        console.print(f"raw        {dataset}: {count} batches, {sum(b['received'] for b in own):,} records received, "
-                      f"{sum(b['accepted'] for b in own):,} accepted, {sum(b['quarantined'] for b in own):,} quarantined")
+        console.print(
+            f"raw        {dataset}: {count} batches, {sum(b['received'] for b in own):,} records received, "
+            f"{sum(b['accepted'] for b in own):,} accepted, {sum(b['quarantined'] for b in own):,} quarantined"
+        )
         for batch in own[:_LISTED_BATCHES]:
             console.print(f"             {batch['source_id']}  sha256 {batch['content_sha256'][:16]}…  contract "
                           f"{batch['contract_version']}  evidence {batch['evidence_seq']}", style="dim")

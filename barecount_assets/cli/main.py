@@ -129,7 +129,9 @@ def _sources(pairs: list[str]) -> dict[str, str]:
 @command(app)
 def run(
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
-    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant (default: all of the pipeline).")] = None,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Only this tenant (default: all of the pipeline).")
+    ] = None,
     date: Annotated[str | None, typer.Option("--date", help="One day, YYYY-MM-DD.")] = None,
     from_: Annotated[str | None, typer.Option("--from", help="First day.")] = None,
     to: Annotated[str | None, typer.Option("--to", help="Last day, included.")] = None,
@@ -143,7 +145,9 @@ def run(
     if date is not None and (from_ is not None or to is not None):
         raise typer.BadParameter("--date stands alone, without --from and --to")
     start, end = (_day(date), _day(date)) if date else (_day(from_), _day(to))
-    ok = runs.run(_environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json)
+    ok = runs.run(
+        _environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json
+    )
     if not ok:
         raise typer.Exit(1)
 
@@ -157,7 +161,9 @@ def new(
     measure: Annotated[str, typer.Option("--measure", help="Column the first KPI sums up.")],
     dimension: Annotated[str | None, typer.Option("--by", help="Column to break the KPI down by.")] = None,
     entity: Annotated[str, typer.Option("--entity", help="What one record is, singular: order, invoice.")] = "record",
-    tenant: Annotated[str, typer.Option("--tenant", help="Owner of the data; declared if it is not yet.")] = "my_company",
+    tenant: Annotated[
+        str, typer.Option("--tenant", help="Owner of the data; declared if it is not yet.")
+    ] = "my_company",
     owner: Annotated[str, typer.Option("--owner", help="E-mail address of the owner.")] = "owner@company.example",
     delimiter: Annotated[str, typer.Option("--delimiter")] = ",",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files it would write.")] = False,
@@ -346,10 +352,17 @@ def quarantine_list(
     if as_json:
         output.print_json(rows)
         return
-    output.console().print(output.table(
-        None, ("id", "tenant", "source", "row", "reason", "message"),
-        [(r["quarantine_id"], r["tenant_id"], r["source_id"], r["row_number"], r["reason"], r["message"]) for r in rows],
-        right=(0, 3)))
+    output.console().print(
+        output.table(
+            None,
+            ("id", "tenant", "source", "row", "reason", "message"),
+            [
+                (r["quarantine_id"], r["tenant_id"], r["source_id"], r["row_number"], r["reason"], r["message"])
+                for r in rows
+            ],
+            right=(0, 3),
+        )
+    )
 
 
 def main() -> None:

@@ -76,9 +76,24 @@ def _flags(environment: StageEnvironment) -> list[str]:
     project = str(environment.settings.project_dir / "dbt_project")
     data = environment.settings.data_dir
     return [
-        "--project-dir", project, "--profiles-dir", project, "--target-path", str(data / "dbt"),
-        "--log-path", str(data / "logs"), "--quiet", "--log-level", "none", "--log-level-file", "info", "--no-use-colors", "--no-print", "--no-write-json",
-        "--no-version-check", "--no-send-anonymous-usage-stats",
+        "--project-dir",
+        project,
+        "--profiles-dir",
+        project,
+        "--target-path",
+        str(data / "dbt"),
+        "--log-path",
+        str(data / "logs"),
+        "--quiet",
+        "--log-level",
+        "none",
+        "--log-level-file",
+        "info",
+        "--no-use-colors",
+        "--no-print",
+        "--no-write-json",
+        "--no-version-check",
+        "--no-send-anonymous-usage-stats",
     ]
 
 

@@ -36,7 +36,9 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             "contracts": _contract_hashes(environment, manifest),
             "code": environment.code_version,
         }
-        inputs = sorted([b["dataset"], b["source_id"], str(b["partition_date"] or ""), b["content_sha256"]] for b in batches)
+        inputs = sorted(
+            [b["dataset"], b["source_id"], str(b["partition_date"] or ""), b["content_sha256"]] for b in batches
+        )
         identity = {"stage": Stage.NORMALIZATION, "tenant": spec.tenant_id, "pipeline": spec.pipeline,
                     "inputs": inputs, **definition}
         token = history.token_for(connection, identity, last, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION)
@@ -193,7 +195,9 @@ def _quarantine(connection: psycopg.Connection, spec: StageSpec, manifest: Pipel
             statement = sql.SQL(_QUARANTINE).format(
                 rejected=rejected, raw=sql.Identifier(raw_tables.SCHEMA, raw_tables.table_name(dataset))
             )
-            rows = fetch(connection, statement.as_string(connection), (spec.tenant_id, spec.pipeline, dataset, model, token))
+            rows = fetch(
+                connection, statement.as_string(connection), (spec.tenant_id, spec.pipeline, dataset, model, token)
+            )
             total += rows[0][0]
     return total
 

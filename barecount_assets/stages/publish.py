@@ -118,7 +118,11 @@ def _publish(
         )
     current = _current(connection, spec.tenant_id, kpi.name)
     definition = (content, kpi.metadata.version, contract.hash)
-    if current is not None and definition == (current["content_sha256"], current["kpi_version"], current["contract_hash"]):
+    if current is not None and definition == (
+        current["content_sha256"],
+        current["kpi_version"],
+        current["contract_hash"],
+    ):
         return Output(kpi.name, content, rows, {"state": "unchanged", "version": current["version"]})
     version = (current["version"] if current else 0) + 1
     published_store.write_snapshot(connection, kpi.name, version, spec.tenant_id, columns, kpi_store.table(kpi.name))

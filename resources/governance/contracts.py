@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import rfc8785
@@ -311,10 +310,10 @@ class _Reader:
             if not indexes:
                 self._report(("customProperties",), f"no custom property {name}", "", f"{name}: {expected}")
             for index in indexes:
-                if properties[index]["value"] != expected:
-                    path = ("customProperties", index, "value")
-                    self._report(path, f"the {name} is not that of the file's folder and name",
-                                 properties[index]["value"], expected)  # fmt: skip
+                found = properties[index]["value"]
+                if found != expected:
+                    message = f"the {name} is not that of the file's folder and name"
+                    self._report(("customProperties", index, "value"), message, found, expected)
 
     def _people(self) -> tuple[str, str | None]:
         """Owner and steward: team members by role."""
@@ -322,8 +321,8 @@ class _Reader:
         members = team if isinstance(team, list) else team.get("members", [])
         people = {role: [m["username"] for m in members if m.get("role") == role] for role in ("owner", "steward")}
         if len(people["owner"]) != 1:
-            found = f"{len(people['owner'])} owners"
-            self._report(("team",), "a dataset has one owner", found, "one team member with role owner", quote=False)
+            allowed = "one team member with role owner"
+            self._report(("team",), "a dataset has one owner", len(people["owner"]), allowed)
         return (people["owner"] or [""])[0], (people["steward"] or [None])[0]
 
     def _retention(self) -> int | None:
@@ -408,7 +407,7 @@ class _Reader:
             primary_key=declared.get("primaryKey", False),
             classification=classification,
             description=declared.get("description", ""),
-            options=MappingProxyType(options),
+            options=options,
             valid_values=valid_values,
         )
         return column, rules
@@ -449,8 +448,8 @@ class _Reader:
                 result[key] = value
         for low, high in (("minimum", "maximum"), ("minLength", "maxLength")):
             if result.get(low) is not None and result.get(high) is not None and result[low] > result[high]:
-                self._report((*path, "logicalTypeOptions", high), f"below {low}", declared[high],
-                             f"{declared[low]} or more")  # fmt: skip
+                allowed_values = f"{declared[low]} or more"
+                self._report((*path, "logicalTypeOptions", high), f"below {low}", declared[high], allowed_values)
         return result
 
     def _check_format(self, place: FieldPath, pattern: str, logical: str) -> None:
@@ -582,8 +581,8 @@ class _Reader:
             self._report(path, "says nothing", value, "text")
         return value or ""
 
-    def _report(self, path: FieldPath, message: str, found: object, allowed: str, *, quote: bool = True) -> None:
-        text = "" if found == "" and quote else shown(found) if quote else str(found)
+    def _report(self, path: FieldPath, message: str, found: object, allowed: str) -> None:
+        text = "" if found == "" else shown(found)
         self.findings.append(self._source.finding(path, message, found=text, allowed=allowed))
 
 

@@ -2,9 +2,10 @@
 
 Format. The body of an entry is the canonical JSON (RFC 8785) of
 `{"v": 1, "tenant", "kind", "subject", "run_token", "at", "payload"}`. Its leaf hash is SHA-256(0x00 || body), as in
-RFC 6962, so that a Merkle tree can be laid over the same leaves. Its chain hash is SHA-256(previous chain hash ||
+RFC 6962: `checkpoints.py` lays a Merkle tree over the same leaves. Its chain hash is SHA-256(previous chain hash ||
 leaf hash), beginning with the empty string. Entries are numbered from 1 without gaps. The database computes both
-hashes inside `platform.append_evidence`, which is the only way in: call it in the transaction that changes the state.
+hashes inside `platform.append_evidence` and `platform.append_evidence_batch`, which are the only ways in: call them in
+the transaction that changes the state.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 
-from resources.runtime.database import fetch
+from resources.runtime.database import as_json, fetch
+from resources.trust.verify import leaf_hash
 
-_PAGE = 5_000
+_PAGE = 5_000  # entries read or appended at once
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of verifying one tenant's chain."""
+    """Result of verifying one tenant's chain.
+
+    Attributes:
+        head: chain hash of the last entry, hex.
+        root: Merkle root, hex, and number of checkpoints that hold: where `checkpoints.verify` looked.
+    """
 
     tenant_id: str
     entries: int
     head: str
     findings: tuple[Finding, ...] = field(default=())
+    root: str = ""
+    checkpoints: int = 0
 
     @property
     def intact(self) -> bool:
@@ -74,37 +84,50 @@ def canonical(value: Any) -> bytes:
 
 def append(connection: Any, entry: Entry) -> int:
     """Append in the caller's transaction (psycopg or ADBC) and return the entry's number."""
-    at = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
-    body = canonical(
-        {
-            "v": 1,
-            "tenant": entry.tenant_id,
-            "kind": entry.kind,
-            "subject": entry.subject,
-            "run_token": entry.run_token,
-            "at": at,
-            "payload": entry.payload,
-        }
-    ).decode()
+    at = _now()
     rows = fetch(
         connection,
         "select platform.append_evidence($1, $2, $3, $4, $5::text::timestamptz, $6)",
-        (entry.tenant_id, entry.kind, entry.subject, entry.run_token, at, body),
+        (entry.tenant_id, entry.kind, entry.subject, entry.run_token, at, _body(entry, at)),
     )
     return rows[0][0]
 
 
-def leaf_hash(body: str) -> bytes:
-    """RFC 6962 section 2.1 leaf hash of an entry's body."""
-    return hashlib.sha256(b"\x00" + body.encode()).digest()
+def append_many(connection: Any, entries: Sequence[Entry]) -> list[int]:
+    """Append many entries in the caller's transaction, a few statements in all; returns their numbers, in order.
+
+    Entries of one tenant are numbered in the order given, without a gap between them.
+    """
+    at = _now()
+    by_tenant: dict[str, list[int]] = defaultdict(list)
+    for position, entry in enumerate(entries):
+        by_tenant[entry.tenant_id].append(position)
+    numbers = [0] * len(entries)
+    for tenant_id in sorted(by_tenant):  # heads are locked in one order everywhere: no deadlock
+        positions = by_tenant[tenant_id]
+        for start in range(0, len(positions), _PAGE):
+            page = positions[start : start + _PAGE]
+            bodies = as_json([_body(entries[position], at) for position in page])
+            first = fetch(connection, "select platform.append_evidence_batch($1, $2::text::jsonb)",
+                          (tenant_id, bodies))[0][0]
+            for offset, position in enumerate(page):
+                numbers[position] = first + offset
+    return numbers
 
 
-def verify(connection: psycopg.Connection, tenant_id: str) -> Verification:
+def verify(
+    connection: psycopg.Connection, tenant_id: str, each_leaf: Callable[[bytes], None] | None = None
+) -> Verification:
     """Recompute one tenant's chain from its first entry and compare it with everything that refers to it.
 
     Found: an edited entry (its hash, or a column that disagrees with the body), a deleted one (a gap, a missing end,
     or a state row whose evidence is gone), an inserted one and a reordered one (the chain does not follow). Only the
     first break of the chain is reported per kind of cause; entries after it are judged against their stored links.
+
+    Entries are streamed: memory does not grow with the ledger.
+
+    Args:
+        each_leaf: is given the recomputed leaf hash of every entry, in order.
     """
     findings: list[Finding] = []
     chain, expected_seq = b"", 1
@@ -112,7 +135,7 @@ def verify(connection: psycopg.Connection, tenant_id: str) -> Verification:
     def report(seq: int, problem: str, message: str) -> None:
         findings.append(Finding(tenant_id, seq, problem, message))
 
-    with connection.transaction(), connection.cursor() as cursor:
+    with connection.transaction(), psycopg.RawServerCursor(connection, "evidence") as cursor:
         connection.execute("set transaction isolation level repeatable read, read only")
         cursor.execute(
             "select seq, kind, subject, run_token, occurred_at, body, leaf_hash, chain_hash "
@@ -129,14 +152,17 @@ def verify(connection: psycopg.Connection, tenant_id: str) -> Verification:
                 problem = _body_problem(tenant_id, kind, subject, run_token, occurred_at, body)
                 if problem:
                     report(seq, "edited", f"entry {seq}: {problem}")
-                if leaf_hash(body) != bytes(leaf):
+                found = leaf_hash(body.encode())
+                if each_leaf is not None:
+                    each_leaf(found)
+                if found != leaf:
                     report(seq, "edited", f"entry {seq}: its body does not have the recorded hash")
-                elif seq == expected_seq and hashlib.sha256(chain + bytes(leaf)).digest() != bytes(link):
+                elif seq == expected_seq and hashlib.sha256(chain + leaf).digest() != link:
                     report(
                         seq, "broken chain",
                         f"entry {seq} does not follow entry {seq - 1}: it was inserted, moved, or replaced",
                     )
-                chain, expected_seq = bytes(link), seq + 1
+                chain, expected_seq = link, seq + 1
         findings.extend(_check_head(connection, tenant_id, expected_seq - 1, chain))
         findings.extend(_check_references(connection, tenant_id))
     return Verification(tenant_id, entries, chain.hex(), tuple(findings))
@@ -149,6 +175,24 @@ def tenants_with_evidence(connection: psycopg.Connection) -> list[str]:
         "select tenant_id from platform.evidence_head union select tenant_id from platform.evidence order by 1",
     )
     return [tenant_id for (tenant_id,) in rows]
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+
+
+def _body(entry: Entry, at: str) -> str:
+    return canonical(
+        {
+            "v": 1,
+            "tenant": entry.tenant_id,
+            "kind": entry.kind,
+            "subject": entry.subject,
+            "run_token": entry.run_token,
+            "at": at,
+            "payload": entry.payload,
+        }
+    ).decode()
 
 
 def _body_problem(
@@ -176,7 +220,7 @@ def _check_head(connection: psycopg.Connection, tenant_id: str, last_seq: int, c
     if head_seq < last_seq:
         return [Finding(tenant_id, head_seq + 1, "inserted",
                         f"entry {head_seq + 1} and later were not appended by the platform: the head is at {head_seq}")]
-    if bytes(head_hash) != chain:
+    if head_hash != chain:
         return [Finding(tenant_id, last_seq, "broken chain", "the last entry does not have the head's hash")]
     return []
 

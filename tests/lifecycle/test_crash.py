@@ -83,7 +83,8 @@ def test_runs_killed_at_random_points_of_every_stage_end_like_uninterrupted_ones
     print(f"seed {SEED}, kills by stage: {dict(killed)}")
     assert killed.total() >= 20
     assert all(killed[stage] >= 2 for stage in Stage), killed
-    assert State.of(database, disturbed).differences(State.of(expected, undisturbed)) == []
+    differences = State.of(database, disturbed).differences(State.of(expected, undisturbed))
+    assert not differences, "\n".join(differences)
     allowed = harness.publications(database)
     assert len(allowed) == 3
     assert set(sights) <= set(allowed), "an analyst saw something that was never published as a whole"
@@ -91,10 +92,10 @@ def test_runs_killed_at_random_points_of_every_stage_end_like_uninterrupted_ones
 
 
 def _plan(chance: random.Random, undisturbed: Child, kills: dict[str, int]) -> Iterator[tuple[harness.Stop, float]]:
-    """Where to kill: steps drawn from those an undisturbed run took, by turns exactly before a step and some time after.
+    """Where to kill, stages in the order of the run: steps drawn from those that an undisturbed run took, by turns
+    exactly before the step and some time after it.
 
-    Stages come in the order of the run. Ingestion keeps what has landed, so a later attempt finds fewer steps; with n
-    kills, each within the first 1/(n+1) of the undisturbed steps, none runs out of them.
+    Ingestion keeps what has landed, so that each kill leaves fewer steps to the next attempt.
     """
     from tests.lifecycle.child import Stop
 
@@ -102,11 +103,11 @@ def _plan(chance: random.Random, undisturbed: Child, kills: dict[str, int]) -> I
     times = [at for at, _ in undisturbed.steps]
     for stage in dict.fromkeys(step.stage for _, step in undisturbed.steps):
         own = [number for number, (_, step) in enumerate(undisturbed.steps) if step.stage == stage]
-        number_of_kills = kills.get(stage, 0)
-        eligible = len(own) // (number_of_kills + 1) if stage == Stage.INGESTION else len(own)
-        for _ in range(number_of_kills):
-            step = chance.randrange(eligible)
+        left = len(own)
+        for _ in range(kills.get(stage, 0)):
+            step = chance.randrange(max(1, left * 2 // 3) if stage == Stage.INGESTION else left)
+            if stage == Stage.INGESTION:
+                left -= step
             hold = next(exact)
-            after = own[step]
-            gap = times[after + 1] - times[after] if after + 1 < len(times) else 0.0
+            gap = times[min(own[step] + 1, len(times) - 1)] - times[own[step]]
             yield Stop(stage, step, hold), 0.0 if hold else chance.uniform(0, min(gap, 0.5))

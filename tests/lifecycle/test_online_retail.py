@@ -271,7 +271,8 @@ def story(new_project: Callable[..., Project], real_folder: Path, tmp_path_facto
         by_country = project.series("invoiced_amount", TENANT, "grain", "period", "country")
         days: dict[str, Decimal] = defaultdict(Decimal)
         for (grain, period, _), value in by_country.items():
-            days[period] += value if grain == "day_country" else 0
+            if grain == "day_country":
+                days[period] += value
         return Chapter(
             ran.exit_code, result, project.versions(TENANT), project.publication_hashes(TENANT), dict(days),
             project.gdp_hashes("online_retail", TENANT),

@@ -64,10 +64,3 @@
 {% macro postgres__first_per_key(rows, key, order) -%}
     select distinct on ({{ key }}) * from ({{ rows }}) as keyed order by {{ key }}, {{ order }}
 {%- endmacro %}
-
-{#- Planner statistics of a relation that was just filled, where an engine needs to be told. -#}
-{% macro refresh_statistics(relation) -%}
-    {{ return(adapter.dispatch('refresh_statistics')(relation)) }}
-{%- endmacro %}
-{% macro default__refresh_statistics(relation) -%}{{ return('') }}{%- endmacro %}
-{% macro postgres__refresh_statistics(relation) -%}{{ return('analyze ' ~ relation ~ ';') }}{%- endmacro %}

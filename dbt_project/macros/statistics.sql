@@ -1,0 +1,34 @@
+{#-
+  Planner statistics. A model reads rows that were written a moment ago; planned with statistics from before
+  that, a join of 50,000 payments to 50,000 invoices becomes a nested loop, and seconds become hours.
+-#}
+
+{#- Statement that refreshes the statistics of a relation, where an engine needs to be told. -#}
+{% macro refresh_statistics(relation) -%}
+    {{ return(adapter.dispatch('refresh_statistics')(relation)) }}
+{%- endmacro %}
+{% macro default__refresh_statistics(relation) -%}{{ return('') }}{%- endmacro %}
+{% macro postgres__refresh_statistics(relation) -%}{{ return('analyze ' ~ relation ~ ';') }}{%- endmacro %}
+
+{#- Statements for the start of a run: statistics of every source that was written to since it last had any. -#}
+{% macro refresh_source_statistics() -%}
+    {%- if execute -%}{{ return(adapter.dispatch('refresh_source_statistics')()) }}{%- endif -%}
+{%- endmacro %}
+{% macro default__refresh_source_statistics() -%}{{ return('') }}{%- endmacro %}
+{% macro postgres__refresh_source_statistics() -%}
+    {%- set names = [] -%}
+    {%- for source in graph.sources.values() -%}
+        {%- do names.append('(' ~ text_literal(source.schema) ~ ', ' ~ text_literal(source.identifier) ~ ')') -%}
+    {%- endfor -%}
+    {%- set written -%}
+        select quote_ident(schemaname) || '.' || quote_ident(relname) as relation
+        from pg_stat_all_tables
+        where
+            (schemaname, relname) in ({{ names | join(', ') }})
+            and (n_mod_since_analyze > 0 or (last_analyze is null and last_autoanalyze is null))
+        order by 1
+    {%- endset -%}
+    {%- for row in run_query(written) -%}
+        {{ refresh_statistics(row['relation']) }}
+    {% endfor -%}
+{%- endmacro %}

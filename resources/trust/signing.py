@@ -1,0 +1,111 @@
+"""Ed25519 keys that sign checkpoints, and signed notes in C2SP format.
+
+Private keys lie in `<data_dir>/keys`, one PEM file (PKCS #8) per key, readable by their owner alone. Beside each lies
+the newest checkpoint it has signed: the signer's own memory, outside the database, so that a history rewritten there
+is neither signed again nor passed over by verification.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.trust.verify import Key
+
+_EM_DASH = "\u2014"
+
+
+@dataclass(frozen=True)
+class KeyStore:
+    """Private keys in a folder."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, data_dir: Path) -> KeyStore:
+        """The key store of a data folder."""
+        return cls(data_dir / "keys")
+
+    def generate(self, name: str) -> Key:
+        """Make a key pair, keep the private key, return the public one."""
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        private = Ed25519PrivateKey.generate()
+        key = Key(name, private.public_key().public_bytes_raw())
+        pem = private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(self._path(key), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(pem)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise BareCountError(
+                ErrorCode.STORE_UNAVAILABLE, f"a signing key cannot be kept in {self.folder}: {error.strerror}",
+                hint="make the folder writable for the platform's user alone",
+            ) from error
+        return key
+
+    def holds(self, key: Key) -> bool:
+        """Whether the private key is here."""
+        return self._path(key).exists()
+
+    def sign(self, key: Key, text: str) -> bytes:
+        """The text (ends with a newline) as a signed note.
+
+        Raises:
+            BareCountError: access.denied when the private key is not here, or others can read it.
+        """
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        path = self._path(key)
+        try:
+            mode, pem = path.stat().st_mode, path.read_bytes()
+        except OSError as error:
+            raise BareCountError(
+                ErrorCode.ACCESS_DENIED, f"the private key {key.id} of {key.name} cannot be read at {path}: "
+                f"{error.strerror}",
+                hint="put it back from its backup; if it is lost, `barecount evidence rotate --lost` starts a new one",
+            ) from error
+        if mode & 0o077:
+            raise BareCountError(
+                ErrorCode.ACCESS_DENIED, f"the private key {path} can be read by others (mode {mode & 0o777:o})",
+                hint="chmod 600 it, and rotate it when others may have read it",
+            )
+        private = serialization.load_pem_private_key(pem, None)
+        if not isinstance(private, Ed25519PrivateKey) or private.public_key().public_bytes_raw() != key.public:
+            raise BareCountError(ErrorCode.ACCESS_DENIED, f"the private key {path} is not that of {key.text}",
+                                 hint="put the right file back from its backup")
+        signature = base64.b64encode(bytes.fromhex(key.id) + private.sign(text.encode())).decode()
+        return f"{text}\n{_EM_DASH} {key.name} {signature}\n".encode()
+
+    def remember(self, key: Key, checkpoint: bytes) -> None:
+        """Keep the newest checkpoint this key has signed; call it once the checkpoint is committed."""
+        path = self._memory(key)
+        fresh = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            fresh.write_bytes(checkpoint)
+            fresh.replace(path)
+        except OSError as error:
+            raise BareCountError(
+                ErrorCode.STORE_UNAVAILABLE, f"the checkpoint cannot be kept at {path}: {error.strerror}",
+                hint="free space or repair the folder's permissions; the checkpoint itself is recorded",
+            ) from error
+
+    def remembered(self, key: Key) -> bytes | None:
+        """The newest checkpoint this key has signed here."""
+        path = self._memory(key)
+        return path.read_bytes() if path.exists() else None
+
+    def _path(self, key: Key) -> Path:
+        return self.folder / f"{key.name.replace('/', '-')}-{key.id}.pem"
+
+    def _memory(self, key: Key) -> Path:
+        return self._path(key).with_suffix(".checkpoint")

