@@ -28,11 +28,11 @@ bench: $(VENV)/.installed-bench
 
 # The lock files name versions and hashes, and no registry.
 lock:
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header \
 		pyproject.toml -o requirements.lock
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header \
 		pyproject.toml --group test -c requirements.lock -o requirements-test.lock
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header \
 		pyproject.toml --group test --group benchmarks -c requirements.lock -o requirements-bench.lock
 
 $(VENV)/.created:

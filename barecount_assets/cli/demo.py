@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,21 @@ def _summary(environment: StageEnvironment, outcomes: list[RunOutcome]) -> None:
     kpi, period = _EXPLAINED
     console.print(f"\n[bold]Where does {PIPELINE}.{kpi} of {tenant} for {period} come from?[/]")
     explain.show(proof.explain(environment, kpi, tenant, period), as_json=False)
-    console.print(
-        "\n[bold]Next[/]\n"
-        "  barecount dev                                                  the same in the Dagster UI\n"
-        f'  barecount sql --tenant {tenant} "select * from revenue limit 5"      as that tenant\'s analyst\n'
-        "  barecount evidence verify                                      check every entry of evidence"
-    )
+    command = _command()
+    console.print(f"""
+[bold]Next[/]
+  {command} dev
+      the same in the Dagster UI
+  {command} sql --tenant {tenant} "select * from revenue limit 5"
+      as that tenant's analyst
+  {command} evidence verify
+      check every entry of evidence""")
+
+
+def _command() -> str:
+    """The command as it was called, so that what is printed can be pasted."""
+    called = Path(sys.argv[0])
+    return _shown(called) if called.name == "barecount" and called.is_absolute() else str(called)
 
 
 def _sources(outcomes: list[RunOutcome]) -> list[tuple[Any, ...]]:

@@ -64,7 +64,8 @@ def build(
         )
     if outcome.exception is not None:
         raise _failure("dbt", str(outcome.exception))
-    results = [_node_result(result) for result in outcome.result]
+    # Nodes finish in any order on dbt's threads; a receipt of the same work must be the same.
+    results = sorted((_node_result(result) for result in outcome.result), key=lambda r: (r.kind, r.name))
     # A skipped node only follows from one that failed: name the cause, not the consequence.
     failed = next((r for r in results if not r.passed), None)
     if failed is not None:

@@ -52,6 +52,11 @@
     {{ return(var('batches', []) | map('int') | list) }}
 {%- endmacro %}
 
+{#- 'all', or the periods to recompute as {kpi: {month: [...], day: [...]}}. -#}
+{% macro run_kpi_periods() -%}
+    {{ return(var('kpi_periods', 'all')) }}
+{%- endmacro %}
+
 {#- SQL literal of the declared version of a KPI. -#}
 {% macro kpi_version(kpi) -%}
     {%- set versions = var('kpi_versions', {}) -%}

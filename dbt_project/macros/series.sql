@@ -10,7 +10,7 @@
 
 {#- Affected periods of a KPI at `grain_period` (day | month): 'all' or a list of period texts. -#}
 {% macro affected_periods(kpi, grain_period) -%}
-    {%- set periods = var('kpi_periods', 'all') -%}
+    {%- set periods = run_kpi_periods() -%}
     {{ return('all' if periods == 'all' else periods.get(kpi, {}).get(grain_period, []) | list) }}
 {%- endmacro %}
 

@@ -61,6 +61,8 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {  # that are executed, of a logical t
     "boolean": (),
 }
 _METRICS = ("nullValues", "invalidValues", "duplicateValues", "rowCount")
+_COLUMN_ARGUMENTS: Mapping[str, tuple[str, ...]] = {"invalidValues": ("validValues", "pattern")}
+_TABLE_ARGUMENTS: Mapping[str, tuple[str, ...]] = {"duplicateValues": ("properties",)}
 _OPERATORS = (
     "mustBe", "mustNotBe", "mustBeGreaterThan", "mustBeGreaterOrEqualTo",
     "mustBeLessThan", "mustBeLessOrEqualTo", "mustBeBetween", "mustNotBeBetween",
@@ -445,7 +447,7 @@ class _Reader:
             elif key in _BOUNDS:
                 result[key] = self._value(place, value, physical)
             else:
-                result[key] = value
+                result[key] = int(value)  # to JSON Schema, 1.0 is an integer too
         for low, high in (("minimum", "maximum"), ("minLength", "maxLength")):
             if result.get(low) is not None and result.get(high) is not None and result[low] > result[high]:
                 allowed_values = f"{declared[low]} or more"
@@ -505,9 +507,7 @@ class _Reader:
         if (metric == "rowCount") != (column is None) and metric != "duplicateValues":
             level = "of the table" if metric == "rowCount" else "of a column"
             self._report((*path, "metric"), f"a rule {level}", metric, f"it belongs to the quality {level}")
-        takes = {"invalidValues": ("validValues", "pattern")}.get(
-            metric, ("properties",) if metric == "duplicateValues" and column is None else ()
-        )
+        takes = _TABLE_ARGUMENTS.get(metric, ()) if column is None else _COLUMN_ARGUMENTS.get(metric, ())
         for key in arguments:
             if key not in takes:
                 message = f"not an argument of {metric}" + did_you_mean(key, takes)

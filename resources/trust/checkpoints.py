@@ -197,7 +197,7 @@ def _refuse_fork(
     """A log never signs a tree that did not grow from every tree it has signed."""
     for before in signed_before:
         if before.size > size:
-            found = f"the ledger of tenant {tenant_id} has {size} entries, and {before.size} were signed: it was cut off"
+            found = f"the ledger of tenant {tenant_id} has {size} entries and {before.size} were signed: it was cut off"
         elif tiles.StoredTree(connection, tenant_id, before.size).root() != before.root:
             found = f"the first {before.size} entries of tenant {tenant_id} are not those that were signed"
         else:
@@ -299,16 +299,14 @@ def consistency(
         BareCountError: evidence.broken when a checkpoint has more entries than the ledger, or the tree is damaged.
     """
     first, second = sorted((first, second), key=lambda checkpoint: checkpoint.size)
-    known = latest(connection, tenant_id)
-    if second.size > (known.size if known else 0):
-        tiles_up_to = _size(connection, tenant_id)
-        if second.size > tiles_up_to:
-            raise BareCountError(
-                ErrorCode.EVIDENCE_BROKEN,
-                f"the checkpoint has {second.size} entries, the ledger of tenant {tenant_id} only {tiles_up_to}: "
-                "entries were cut off", hint="run `barecount evidence verify` with --checkpoint and its file",
-            )
-        tiles.extend(connection, tenant_id, second.size)
+    size = _size(connection, tenant_id)
+    if second.size > size:
+        raise BareCountError(
+            ErrorCode.EVIDENCE_BROKEN,
+            f"the checkpoint has {second.size} entries, the ledger of tenant {tenant_id} only {size}: its end was cut off",
+            hint="run `barecount evidence verify` with --checkpoint and its file",
+        )
+    tiles.extend(connection, tenant_id, second.size)  # of a checkpoint that is not on record here
     tree = tiles.StoredTree(connection, tenant_id, second.size)
     return ConsistencyProof(first, second, tuple(merkle.consistency_proof(first.size, second.size, tree.node)))
 
@@ -464,7 +462,7 @@ def _judge(
         if signer is None:
             report(checkpoint.size, "signature", f"{name} is not signed by a trusted key")
         elif not may_sign(signer, checkpoint.size, known):
-            report(checkpoint.size, "signature", f"{name} is signed by key {signer.id}, which signs no tree of this size")
+            report(checkpoint.size, "signature", f"{name} is signed by key {signer.id}, which signs no such tree")
         if checkpoint.size > size:
             report(size + 1, "truncated", f"{name}: the ledger has only {size}, its end was cut off")
         elif roots.get(checkpoint.size, EMPTY_ROOT) != checkpoint.root:

@@ -278,14 +278,17 @@ class Books:
 
 
 def three_months(books: Books) -> None:
-    """Two invoices of January, two of February, one of March; one payment a month."""
+    """Two invoices a month, one per business unit, and a payment a month; both owe something at every month's end.
+
+    Open at the end of January, February and March: NORTH 60, 60, 360; SOUTH 240, 720, 1440.
+    """
     books.customers("2026-01-05", "C1", "C2")
     books.invoices("2026-01-05", ("I1", "C1", "NORTH", "2026-01-05", 100), ("I2", "C2", "SOUTH", "2026-01-05", 200))
     books.invoices("2026-02-03", ("I3", "C1", "NORTH", "2026-02-03", 300), ("I4", "C2", "SOUTH", "2026-02-03", 400))
-    books.invoices("2026-03-03", ("I5", "C1", "NORTH", "2026-03-03", 500))
-    books.payments("2026-01-20", ("P1", "I1", "2026-01-20", 120))
+    books.invoices("2026-03-03", ("I5", "C1", "NORTH", "2026-03-03", 500), ("I6", "C2", "SOUTH", "2026-03-03", 600))
+    books.payments("2026-01-20", ("P1", "I1", "2026-01-20", 60))
     books.payments("2026-02-17", ("P2", "I3", "2026-02-17", 360))
-    books.payments("2026-03-17", ("P3", "I5", "2026-03-17", 600))
+    books.payments("2026-03-17", ("P3", "I5", "2026-03-17", 300))
 
 
 FIRST_DAY, LAST_DAY = dt.date(2026, 1, 2), dt.date(2026, 3, 31)  # of the books

@@ -1,6 +1,6 @@
 """Late and corrected data: history is kept, only what is affected is computed again, and earlier states stay readable.
 
-The books have five invoices over three months. Then the bank delivers late, the ERP corrects a file, and takes the
+The books have six invoices over three months. Then the bank delivers late, the ERP corrects a file, and takes the
 correction back.
 """
 
@@ -99,7 +99,7 @@ def test_a_late_payment_gives_its_invoice_a_second_version_and_closes_the_first(
 
 
 def test_what_did_not_change_keeps_its_only_version(history: History) -> None:
-    for invoice in ("I1", "I2", "I5"):
+    for invoice in ("I1", "I2", "I5", "I6"):
         assert [row[:3] for row in settlement(history, invoice)] == [(1, history.first.run_id, None)]
     versions = {output.name: output.facts for output in receipt(history.late.outcome, Stage.NORMALIZATION).outputs}
     assert versions == {
@@ -124,7 +124,7 @@ def test_rows_can_be_read_as_of_a_run(history: History) -> None:
         return {row["invoice_id"]: row["paid_amount"] for row in rows}
 
     assert paid(history.first)["I4"] == 0 and paid(history.late)["I4"] == 100
-    assert len(paid(history.first)) == len(paid(history.late)) == 5
+    assert len(paid(history.first)) == len(paid(history.late)) == 6
 
 
 def test_a_late_payment_rebuilds_the_months_it_touches_and_no_other(history: History) -> None:
@@ -155,9 +155,10 @@ def test_every_earlier_publication_stays_readable_as_it_was(history: History) ->
             "where grain = 'month_total' and period = '2026-02'").fetchall())
         current = connection.execute(
             "select numerator from published.dso where grain = 'month_total' and period = '2026-02'").fetchone()
-    # Open at the end of February: 240 of I2, 480 of I4 (less 100), 0 of I3, corrected to 420 gross: 60; 28 days.
-    assert found == {1: 720 * 28, 2: 620 * 28, 3: 680 * 28, 4: 620 * 28}
-    assert current == (620 * 28,)
+    # Open at the end of February, times its 28 days: 60 of I1, 240 of I2, 480 of I4 (less 100), and of I3, which is
+    # settled, 60 while it was corrected.
+    assert found == {1: 780 * 28, 2: 680 * 28, 3: 740 * 28, 4: 680 * 28}
+    assert current == (680 * 28,)
 
 
 def test_a_replaced_file_supersedes_what_the_same_file_said(history: History) -> None:

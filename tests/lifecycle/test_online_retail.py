@@ -140,7 +140,8 @@ def retail(new_project: Callable[..., Project], real_folder: Path) -> Retail:
 def test_every_line_is_received_and_none_quarantined(retail: Retail) -> None:
     counts = receipt(retail.outcome, Stage.INGESTION, "invoices").counts
     assert len(retail.lines) == 541_909
-    assert (counts["units"], counts["received"], counts["accepted"], counts["quarantined"]) == (305, 541_909, 541_909, 0)
+    assert (counts["units"], counts["received"]) == (305, 541_909)
+    assert (counts["accepted"], counts["quarantined"]) == (541_909, 0)
     assert retail.project.value("select count(*) from raw.online_retail__invoices") == 541_909
     assert retail.project.value("select count(*) from platform.quarantine") == 0
 
@@ -362,7 +363,8 @@ def test_a_missing_days_file_and_an_extra_day_are_found(story: dict) -> None:
     wrong: Chapter = story["missing and extra"]
     truth = true_days(story["folder"], SUNDAY)[SUNDAY]
     assert (wrong.exit_code, wrong.error["code"]) == (1, ErrorCode.GATE_FAILED)
-    assert f"{SATURDAY}: 25.5" in wrong.error["message"] and "no entry in the system of record" in wrong.error["message"]
+    assert f"{SATURDAY}: 25.5" in wrong.error["message"]
+    assert "no entry in the system of record" in wrong.error["message"]
     assert f"{SUNDAY}: nothing here" in wrong.error["message"]
     assert wrong.differences == [
         (SATURDAY, Decimal("25.50"), None, None), (SUNDAY, None, truth.quantize(Decimal("0.01")), None)]

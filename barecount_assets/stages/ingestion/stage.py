@@ -390,8 +390,10 @@ def _finish(
             (spec.tenant_id, spec.pipeline, Stage.INGESTION.value, token),
         )
         if not done:
+            # What this attempt had to do (`landed`) is no part of what is there now: an earlier one may have died.
+            stored = {name: n for name, n in counts.items() if name not in ("landed", "reinstated")}
             payload = {
-                "source": spec.source, "window": list(spec.window or ()), "counts": counts, "content_sha256": content,
+                "source": spec.source, "window": list(spec.window or ()), "counts": stored, "content_sha256": content,
                 "contract": {"dataset": extraction.dataset, "extraction": extraction.version},
                 "code_version": environment.code_version,
             }

@@ -1,7 +1,8 @@
 {#- One row per grain, period and dimension values. -#}
 {% test unique_series_row(model, dimensions) %}
-select grain, period, {{ dimensions | join(', ') }}, count(*) as series_rows
+{%- set key = (['grain', 'period'] + dimensions) | join(', ') %}
+select {{ key }}, count(*) as series_rows
 from {{ model }}
-group by grain, period, {{ dimensions | join(', ') }}
+group by {{ key }}
 having count(*) > 1
 {% endtest %}
