@@ -90,7 +90,7 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
         normalized = _entry(connection, tenant_id, build["gdp"]["evidence"])
         verified = [
             *_verify_snapshot(connection, kpi, tenant_id, publication, published, columns),
-            *_verify_gdps(connection, tenant_id, publication["run_id"], normalized),
+            *_verify_gdps(connection, environment, kpi.metadata.pipeline, tenant_id, publication["run_id"], normalized),
         ]
         batches, checks = _batches(connection, environment, tenant_id, normalized["inputs"])
         chain = ledger.verify(connection, tenant_id)
@@ -212,13 +212,22 @@ def _verify_snapshot(
 
 
 def _verify_gdps(
-    connection: psycopg.Connection, tenant_id: str, run_id: int, normalized: Mapping[str, Any]
+    connection: psycopg.Connection, environment: StageEnvironment, pipeline: str, tenant_id: str, run_id: int,
+    normalized: Mapping[str, Any],
 ) -> list[Verified]:
-    return [
-        Verified(f"GDP {model} as of run {run_id}", output["content_sha256"],
-                 gdp_store.as_of_hash(connection, model, tenant_id, run_id)[0])
-        for model, output in normalized["outputs"].items()
-    ]
+    """The GDPs as of the run, from their values; by the hashes they carry where a newer contract orders columns anew."""
+    verified = []
+    for model, output in normalized["outputs"].items():
+        contract = environment.declarations.contract(f"{pipeline}.{model}", "gold")
+        if contract.version == normalized["contracts"].get(model):
+            columns = [(column.name, column.physical_type) for column in contract.columns]
+            name = f"GDP {model} as of run {run_id}"
+            found, _ = gdp_store.recomputed_hash(connection, model, tenant_id, run_id, columns)
+        else:
+            name = f"GDP {model} as of run {run_id}, by the hashes its rows carry"
+            found, _ = gdp_store.as_of_hash(connection, model, tenant_id, run_id)
+        verified.append(Verified(name, output["content_sha256"], found))
+    return verified
 
 
 def _gdps(kpi: Kpi, normalized: Mapping[str, Any]) -> list[dict[str, Any]]:

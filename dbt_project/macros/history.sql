@@ -91,6 +91,7 @@ from {{ rows }}
 {%- set run = run_id() -%}
 {%- set same_row = same_key('computed', 'version', key + ['row_hash']) -%}
 {%- set inside_scope = in_scope('version.' ~ (declared('scope')['key'])) -%}
+{{ join_freely() }}
 {{ refresh_statistics(computed) }}
 
 -- An earlier attempt of this run opened it: undo, unless it is still wanted and no reopened row takes its place.

@@ -29,16 +29,15 @@ from buckets
 
 def hash_of(
     connection: psycopg.Connection, relation: sql.Identifier, condition: sql.Composable, parameters: Sequence[Any],
-    columns: Sequence[str] | None,
+    columns: Sequence[str] | None, *, row_hash: sql.Composable = sql.Identifier("row_hash"),
 ) -> tuple[str, int]:
     """(SHA-256 hex, number of rows) of the rows of a relation that meet a condition.
 
     Args:
-        columns: the columns that make a row's content; None when the relation has a `row_hash` column.
+        columns: the columns that make a row's content; None when rows have a hash of their own.
+        row_hash: that hash, as an expression; by default the column the relation carries.
     """
-    if columns is None:
-        row_hash: sql.Composable = sql.Identifier("row_hash")
-    else:
+    if columns is not None:
         row_hash = sql.SQL("sha256(convert_to(jsonb_build_array({})::text, 'UTF8'))").format(
             sql.SQL(", ").join(sql.SQL("r.{}").format(sql.Identifier(column)) for column in columns)
         )

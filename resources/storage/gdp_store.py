@@ -27,8 +27,35 @@ def head_hash(connection: psycopg.Connection, model: str, tenant_id: str) -> tup
 
 
 def as_of_hash(connection: psycopg.Connection, model: str, tenant_id: str, run_id: int) -> tuple[str, int]:
-    """(content hash, rows) of a tenant's rows as of a run."""
+    """(content hash, rows) of a tenant's rows as of a run, by the row hashes they carry."""
     return content.hash_of(connection, sql.Identifier(SCHEMA, model), _AS_OF, (tenant_id, run_id), None)
+
+
+def recomputed_hash(
+    connection: psycopg.Connection, model: str, tenant_id: str, run_id: int, columns: Sequence[tuple[str, str]]
+) -> tuple[str, int]:
+    """Like `as_of_hash`, with every row's hash computed again from its values: a value changed in place shows.
+
+    Args:
+        columns: (name, PostgreSQL type) of the business columns, in the order of the model's contract.
+    """
+    text = sql.SQL(" || ").join(_canonical_text(name, kind) for name, kind in columns)
+    row_hash = sql.SQL("sha256(convert_to({}, 'UTF8'))").format(text)
+    return content.hash_of(
+        connection, sql.Identifier(SCHEMA, model), _AS_OF, (tenant_id, run_id), None, row_hash=row_hash)
+
+
+def _canonical_text(name: str, kind: str) -> sql.Composable:
+    """Text of a column's value in a row hash: that of the macro `canonical_text` (dbt_project/macros/history.sql)."""
+    if kind == "text":
+        template = "coalesce(length(r.{0})::text || ':' || r.{0}, '~')"
+    elif kind == "date":
+        template = "coalesce(to_char(r.{0}, 'YYYY-MM-DD'), '') || ';'"
+    elif kind.startswith("timestamp"):
+        template = """coalesce(to_char(r.{0}, 'YYYY-MM-DD"T"HH24:MI:SS.US'), '') || ';'"""
+    else:  # numbers and booleans
+        template = "coalesce(r.{0}::text, '') || ';'"
+    return sql.SQL(template).format(sql.Identifier(name))
 
 
 _AS_OF = sql.SQL(

@@ -303,7 +303,7 @@ def consistency(
     if second.size > size:
         raise BareCountError(
             ErrorCode.EVIDENCE_BROKEN,
-            f"the checkpoint has {second.size} entries, the ledger of tenant {tenant_id} only {size}: its end was cut off",
+            f"the checkpoint has {second.size} entries, the ledger of tenant {tenant_id} only {size}: it was cut off",
             hint="run `barecount evidence verify` with --checkpoint and its file",
         )
     tiles.extend(connection, tenant_id, second.size)  # of a checkpoint that is not on record here

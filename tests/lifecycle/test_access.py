@@ -65,8 +65,8 @@ def secrets(project: Project, tenant: str, other: str) -> set[str]:
     def values(of: str) -> set[str]:
         found: set[Any] = set()
         for kpi in KPIS:
-            for row in project.rows(f"select value, numerator, denominator from published.{kpi} where tenant_id = $1", of):
-                found.update(row)
+            amounts = f"select value, numerator, denominator from published.{kpi} where tenant_id = $1"
+            found.update(value for row in project.rows(amounts, of) for value in row)
         for statement in (
             "select name from gdp.customer where tenant_id = $1",
             "select content_sha256 from platform.raw_batch where tenant_id = $1",
@@ -115,6 +115,10 @@ def everything_is_as_it_was(sales: Sales) -> Iterator[None]:
     assert sales.project.state() == before
 
 
+NOT_ALLOWED = (  # and not: a mistake in the statement
+    psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported,
+    psycopg.errors.ObjectNotInPrerequisiteState,
+)
 REFUSED = {
     # Other schemas.
     **{f"tables of {schema}": [f"select * from {table}"] for schema, table in {
@@ -128,7 +132,6 @@ REFUSED = {
     "a table by explain": ["explain analyze select * from gdp.invoice_settlement"],
     "a table by a cursor": ["begin", "declare c cursor for select * from kpi.revenue", "fetch all c"],
     "a table as xml": ["select table_to_xml('kpi.revenue', true, false, '')"],
-    "a table by a query as xml": ["select query_to_xml('select * from platform.evidence', true, false, '')"],
     "a table by a block": ["do $$ declare r record; begin for r in select * from kpi.revenue loop raise notice '%', r; "
                            "end loop; end $$"],
     "a table by a function of one's own": [
@@ -210,7 +213,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("statements", REFUSED.values(), ids=REFUSED.keys())
 def test_a_statement_that_reaches_further_is_refused(analyst: Analyst, statements: list[str]) -> None:
-    assert analyst.ask(*statements).error is not None
+    assert isinstance(analyst.ask(*statements).error, NOT_ALLOWED)
 
 
 ANSWERED = {
@@ -219,7 +222,8 @@ ANSWERED = {
     "the other by name": ["select * from published.revenue where tenant_id = '{other}'"],
     "the other by exclusion": ["select * from published.snapshot__revenue where tenant_id <> '{self}'"],
     "any tenant": ["select * from published.dso where tenant_id = '{other}' or true"],
-    "a union": ["select * from published.revenue union all select * from published.revenue where tenant_id = '{other}'"],
+    "a union": ["select * from published.revenue union all "
+                "select * from published.snapshot__revenue where tenant_id = '{other}'"],
     "a subquery": ["select (select max(value) from published.snapshot__dso where tenant_id = '{other}')"],
     "a self join": ["select b.* from published.revenue a join published.snapshot__revenue b "
                     "on b.tenant_id <> a.tenant_id or b.version <> 1"],
@@ -262,7 +266,8 @@ ANSWERED = {
     "catalogues": ["select * from pg_views where schemaname = 'published'", "select * from pg_policies",
                    "select * from pg_settings", "select * from pg_indexes", "select prosrc from pg_proc",
                    "select * from information_schema.columns", "select * from pg_largeobject_metadata"],
-    "other sessions": ["select * from pg_stat_activity", "select * from pg_locks", "select * from pg_prepared_statements"],
+    "other sessions": ["select * from pg_stat_activity", "select * from pg_locks",
+                       "select * from pg_prepared_statements"],
     "the group": ["set role barecount_analyst", "select * from published.revenue"],
     "back from a role": ["reset role", "reset session authorization", "discard all", "select * from published.revenue"],
     "a setting of one's own": ["set barecount.tenant = '{other}'", "set app.tenant_id = '{other}'",
@@ -305,7 +310,8 @@ def test_every_table_outside_published_is_closed(analyst: Analyst, sales: Sales)
         "where nspname = any($1) and relkind in ('r', 'v', 'm', 'p', 'S') order by 1", list(SCHEMAS))
     assert len(relations) > 40
     for (relation,) in relations:
-        assert isinstance(analyst.ask(f"select * from {relation}").error, psycopg.errors.InsufficientPrivilege), relation
+        error = analyst.ask(f"select * from {relation}").error
+        assert isinstance(error, psycopg.errors.InsufficientPrivilege), relation
 
 
 def test_every_function_of_the_platform_is_closed_to_analysts(analyst: Analyst) -> None:
@@ -358,7 +364,8 @@ def test_a_stranger_may_not_even_look(sales: Sales) -> None:
             url = sales.project.database.analyst_url("acme").replace("//analyst_acme@", "//bc_stranger@")
             for schema in ("published", *SCHEMAS):
                 with psycopg.connect(url) as connection:
-                    assert connection.execute("select has_schema_privilege(%s, 'usage')", (schema,)).fetchone() == (False,)
+                    allowed = connection.execute("select has_schema_privilege(%s, 'usage')", (schema,)).fetchone()
+                    assert allowed == (False,), schema
         finally:
             owner.execute("drop role bc_stranger")
 

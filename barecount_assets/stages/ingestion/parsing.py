@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from barecount_assets.stages.ingestion.records import REJECT_SCHEMA, ExtractorSchema, Field, ParsedBatch
+from barecount_assets.stages.ingestion.records import REJECT_SCHEMA, ROW_NUMBER, ExtractorSchema, Field, ParsedBatch
 from resources.runtime.errors import BareCountError, ErrorCode
 
 BLOCK_BYTES = 8 << 20
@@ -589,7 +589,12 @@ def assemble(
         pa.array(["; ".join(messages)[:MAX_MESSAGE] for _, _, messages in faulty], pa.string()),
         pa.array(payload(rejected) if len(rejected) else [], pa.large_binary()),
     ]
-    return ParsedBatch(rows, pa.RecordBatch.from_arrays(rejects, schema=REJECT_SCHEMA), received)
+
+    def original(positions: pa.Int64Array) -> pa.LargeBinaryArray:
+        numbers = rows.column(ROW_NUMBER).take(positions).to_numpy()
+        return pa.array(payload(numbers - before - 1), pa.large_binary())
+
+    return ParsedBatch(rows, pa.RecordBatch.from_arrays(rejects, schema=REJECT_SCHEMA), received, original)
 
 
 # Undeclared fields --------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """The raw contract's rules as pandera checks, evaluated to one reject mask per batch.
 
-pandera's own `validate` either raises or drops the rejects; here every check of the schema is asked for its boolean
-column instead, all of them in one pass, so that each reject is kept and its first broken rule is named.
+pandera's own `validate` either raises or drops the rejects, and a check called on a frame evaluates at once. Here every
+check is asked once, ahead of all data, for the polars expression it evaluates; a batch is judged by all expressions in
+one pass, and only when a rule was broken are the rows looked for, so that each reject is kept and its first broken rule
+is named.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandera.polars as pandera
 import polars as pl
 import pyarrow as pa
+from pandera.api.polars.types import PolarsData
 
 if TYPE_CHECKING:
     from resources.governance.contracts import Column, Contract
@@ -43,31 +46,39 @@ class ContractRules:
 
     def __init__(self, contract: Contract) -> None:
         self.rules = tuple(rule for column in contract.columns for rule in _rules_of(column))
+        self._columns = list(dict.fromkeys(rule.column for rule in self.rules))
+        self._kept = [_kept(rule).alias(str(index)) for index, rule in enumerate(self.rules)]
 
     def judge(self, rows: pa.RecordBatch) -> Verdict | None:
         """Judge a batch; None when every row keeps every rule."""
         if not self.rules or rows.num_rows == 0:
             return None
-        frame = pl.from_arrow(pa.Table.from_batches([rows]))
+        frame = pl.from_arrow(pa.Table.from_batches([rows.select(self._columns)]))
         assert isinstance(frame, pl.DataFrame)
-        passed = pl.collect_all([_mask(rule, frame) for rule in self.rules])
-        broken = pl.DataFrame({str(i): ~mask.to_series() for i, mask in enumerate(passed)})
-        first = pl.coalesce(pl.when(pl.col(str(i))).then(pl.lit(i, pl.Int32)) for i in range(len(self.rules)))
-        rejects = (
-            broken.lazy().select(first.alias("rule")).with_row_index("position").filter(pl.col("rule").is_not_null())
-        ).collect()
-        if rejects.is_empty():
+        everywhere = frame.select(kept.all() for kept in self._kept).row(0)
+        broken = [index for index, kept in enumerate(everywhere) if not kept]
+        if not broken:
             return None
+        first = pl.coalesce(pl.when(~self._kept[index]).then(pl.lit(index, pl.Int32)) for index in broken)
+        rejects = frame.select(first.alias("rule")).with_row_index("position").filter(pl.col("rule").is_not_null())
         columns = pl.Series([rule.column for rule in self.rules])
         wordings = pl.Series([rule.wording for rule in self.rules])
         return Verdict(rejects["position"], columns.gather(rejects["rule"]), wordings.gather(rejects["rule"]))
 
 
-def _mask(rule: Rule, frame: pl.DataFrame) -> pl.LazyFrame:
-    lazy = frame.lazy()
+def _kept(rule: Rule) -> pl.Expr:
+    """The expression of a rule: true where it is kept, null (which counts as kept) where there is no value."""
     if rule.check is None:
-        return lazy.select(pl.col(rule.column).is_not_null())
-    return rule.check(lazy.select(rule.column), rule.column).check_output
+        return pl.col(rule.column).is_not_null()
+    backend = rule.check.get_backend(pl.LazyFrame())(rule.check)
+    return backend.check_fn(PolarsData(_AnyFrame(), rule.column))
+
+
+class _AnyFrame:
+    """Stands where a check expects its frame, and hands back the expression that the check selects from it."""
+
+    def select(self, expression: pl.Expr) -> pl.Expr:
+        return expression
 
 
 def _rules_of(column: Column) -> list[Rule]:

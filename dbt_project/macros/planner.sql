@@ -1,7 +1,21 @@
 {#-
-  Planner statistics. A model reads rows that were written a moment ago; planned with statistics from before
-  that, a join of 50,000 payments to 50,000 invoices becomes a nested loop, and seconds become hours.
+  What the planner must be told. A model reads rows that were written a moment ago, through conditions whose
+  effect no statistics describe; a planner that expects one row joins 50,000 payments to 50,000 invoices by a
+  nested loop, and seconds become hours.
 -#}
+
+{#-
+  Pre-hook of models: while a model's rows are computed, tables are joined by hash or merge. It reads whole
+  scopes, so a nested loop could at best save what the scan of raw costs anyway.
+-#}
+{% macro join_sets() -%}{{ return(adapter.dispatch('join_sets')()) }}{%- endmacro %}
+{% macro default__join_sets() -%}{{ return('') }}{%- endmacro %}
+{% macro postgres__join_sets() -%}{{ return('set local enable_nestloop = off') }}{%- endmacro %}
+
+{#- Statement that ends `join_sets`: from here on few rows are looked up in large tables by their indexes. -#}
+{% macro join_freely() -%}{{ return(adapter.dispatch('join_freely')()) }}{%- endmacro %}
+{% macro default__join_freely() -%}{{ return('') }}{%- endmacro %}
+{% macro postgres__join_freely() -%}{{ return('set local enable_nestloop = on;') }}{%- endmacro %}
 
 {#- Statement that refreshes the statistics of a relation, where an engine needs to be told. -#}
 {% macro refresh_statistics(relation) -%}
