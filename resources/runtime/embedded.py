@@ -11,6 +11,8 @@ import logging
 import os
 import subprocess
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -44,10 +46,12 @@ def start(data_dir: Path) -> str:
     """
     server = _server(data_dir, create=True)
     try:
-        if not (server.pgdata / "PG_VERSION").exists():
-            server.ensure_pgdata_inited()
-            _configure(server.pgdata)
-        server.start()
+        with _one_at_a_time(data_dir):
+            if not (server.pgdata / "PG_VERSION").exists():
+                server.ensure_pgdata_inited()
+                _configure(server.pgdata)
+            server.start()
+            _ensure_database(server.get_uri())
     except (subprocess.SubprocessError, OSError) as error:
         raise BareCountError(
             ErrorCode.DATABASE_UNAVAILABLE,
@@ -55,7 +59,6 @@ def start(data_dir: Path) -> str:
             hint="free disk space or memory, or set BARECOUNT_DATABASE_URL to a server of your own",
             retryable=True,
         ) from error
-    _ensure_database(server.get_uri())
     return server.get_uri(database=DATABASE)
 
 
@@ -122,16 +125,20 @@ def _ensure_database(admin_url: str) -> None:
     import psycopg
 
     with psycopg.connect(admin_url, autocommit=True) as connection:
-        exists = connection.execute("select 1 from pg_database where datname = %s", (DATABASE,)).fetchone()
-        if exists:
-            return
-        try:
+        if connection.execute("select 1 from pg_database where datname = %s", (DATABASE,)).fetchone() is None:
             connection.execute(
                 f"create database {DATABASE} template template0 encoding 'UTF8' "
                 "locale_provider builtin builtin_locale 'C.UTF-8' locale 'C'"
             )
-        except psycopg.errors.DuplicateDatabase:
-            return  # a command started at the same moment made it
+
+
+@contextmanager
+def _one_at_a_time(data_dir: Path) -> Iterator[None]:
+    """Two first commands at once must not both initialise the cluster."""
+    from fasteners import InterProcessLock
+
+    with InterProcessLock(data_dir / "postgres.lock"):
+        yield
 
 
 def _log_tail(pgdata: Path) -> str:
