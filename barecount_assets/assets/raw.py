@@ -15,6 +15,7 @@ from resources.runners.stage import Stage, StageReceipt, StageSpec, iso_window
 CHECKS = {
     "schema_matches_contract": "Every unit has the fields of the extraction contract; drift holds what follows.",
     "nothing_lost": "Records received equal rows accepted plus records quarantined, recounted in the stores.",
+    "contract_rules": "Rules of the raw contract about all rows together: duplicates, row counts, shares.",
 }
 
 

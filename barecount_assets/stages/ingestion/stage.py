@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from barecount_assets.stages.environment import StageEnvironment
-from barecount_assets.stages.ingestion import sources
+from barecount_assets.stages.ingestion import dataset_rules, sources
 from barecount_assets.stages.ingestion.records import (
     REJECT_SCHEMA,
     Connector,
@@ -405,7 +405,12 @@ def _finish(
                                         as_json(payload), seq))
         if dated:
             fetch(connection, _MARK_DAYS, (spec.tenant_id, spec.pipeline, spec.source, window.start, window.end))
-    checks = (_schema_check(extraction, drifted), _accounting_check(extraction, counts, connection, unique))
+    raw = environment.declarations.contract(extraction.dataset, "raw")
+    checks = (
+        _schema_check(extraction, drifted),
+        _accounting_check(extraction, counts, connection, unique),
+        dataset_rules.check(connection, raw, [batch["batch_id"] for batch in unique]),
+    )
     per_day: dict[str, dict[str, int]] = {}
     for batch in unique:
         day = per_day.setdefault(str(batch["partition_date"] or ""), dict.fromkeys(("received", "accepted", "quarantined"), 0))
