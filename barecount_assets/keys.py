@@ -7,6 +7,7 @@ import dagster as dg
 RAW, GDP, KPI, PUBLISHED = "raw", "gdp", "kpi", "published"
 TENANT_TAG = "barecount/tenant"
 SOURCES_TAG = "barecount/sources"
+COMMAND_TAG = "barecount/command"  # on runs that live in the process of a command
 
 
 def raw(pipeline: str, source: str) -> dg.AssetKey:

@@ -10,6 +10,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from barecount_assets.instance import open_instance
 from barecount_assets.stages import execute
@@ -18,6 +19,9 @@ from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import Placement, Stage, StageReceipt, StageSpec, iso_window
 from resources.runtime.errors import BareCountError, ErrorCode
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 _STAGES_AFTER_INGESTION = (Stage.CALENDAR, Stage.NORMALIZATION, Stage.KPI_BUILD, Stage.PUBLISH)
 
@@ -139,10 +143,12 @@ def _run_in_dagster(
     runner = Runner(environment, progress, collect)
     job = build_defs(environment.settings.project_dir, {"runner": runner}).resolve_job_def(request.pipeline)
     with instance:
+        _close_abandoned(instance, request)
         result = job.execute_in_process(
             instance=instance,
             tags={
                 **partitions.range_tags(request.tenant_id, request.start, request.end),
+                keys.COMMAND_TAG: "run",
                 keys.SOURCES_TAG: json.dumps(dict(request.source_paths)),
             },
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
@@ -152,6 +158,24 @@ def _run_in_dagster(
         request, True, receipts, None if result.success else runner.first_error or _gate_error(receipts),
         result.run_id,
     )
+
+
+def _close_abandoned(instance: DagsterInstance, request: RunRequest) -> None:
+    """Mark runs of killed commands as failed; called with the run lock, so none of them can be alive.
+
+    Dagster would take them for running ones for ever, and its queue would start nothing more for the tenant.
+    """
+    import dagster as dg
+
+    from barecount_assets import keys
+
+    unfinished = dg.RunsFilter(
+        job_name=request.pipeline,
+        statuses=[dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED],
+        tags={keys.COMMAND_TAG: "run", keys.TENANT_TAG: request.tenant_id},
+    )
+    for run in instance.get_runs(filters=unfinished):
+        instance.report_run_failed(run, "the command that ran it was killed; a later one took its place")
 
 
 def _gate_error(receipts: Sequence[StageReceipt]) -> BareCountError:

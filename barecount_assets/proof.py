@@ -195,7 +195,22 @@ def _entry(connection: psycopg.Connection, tenant_id: str, seq: int) -> dict[str
     if not rows:
         raise BareCountError(ErrorCode.EVIDENCE_BROKEN, f"evidence entry {seq} of tenant {tenant_id} is gone",
                              hint="run `barecount evidence verify`")
-    return json.loads(rows[0][0])["payload"]
+    try:
+        return json.loads(rows[0][0])["payload"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BareCountError(
+            ErrorCode.EVIDENCE_BROKEN, f"evidence entry {seq} of tenant {tenant_id} is not a ledger entry",
+            hint="run `barecount evidence verify`") from error
+
+
+def _newest_version(connection: psycopg.Connection, tenant_id: str, name: str) -> str:
+    """Version of the newest publication on record: a pointer that was turned back shows."""
+    rows = fetch(
+        connection,
+        "select max(seq) from platform.evidence where tenant_id = $1 and kind = 'kpi.published' and subject = $2",
+        (tenant_id, name),
+    )
+    return "none" if rows[0][0] is None else str(_entry(connection, tenant_id, rows[0][0])["version"])
 
 
 def _verify_snapshot(
@@ -204,6 +219,10 @@ def _verify_snapshot(
 ) -> list[Verified]:
     content, rows = published_store.snapshot_hash(connection, kpi.name, tenant_id, publication["version"], columns)
     return [
+        Verified(
+            f"current version of {kpi.name}", _newest_version(connection, tenant_id, kpi.name),
+            str(publication["version"]),
+        ),
         Verified(
             f"published rows of {kpi.name} version {publication['version']}", published["content_sha256"], content
         ),
@@ -215,18 +234,20 @@ def _verify_gdps(
     connection: psycopg.Connection, environment: StageEnvironment, pipeline: str, tenant_id: str, run_id: int,
     normalized: Mapping[str, Any],
 ) -> list[Verified]:
-    """The GDPs as of the run, from their values; by the hashes they carry where a newer contract orders columns anew."""
+    """The GDPs as of the run: by the hashes their rows carry, and by hashes computed again from the rows' values.
+
+    Values cannot be hashed again as they were when the contract has become another one since.
+    """
     verified = []
     for model, output in normalized["outputs"].items():
+        expected, name = output["content_sha256"], f"GDP {model} as of run {run_id}"
+        carried, _ = gdp_store.as_of_hash(connection, model, tenant_id, run_id)
+        verified.append(Verified(f"{name}, its rows' hashes", expected, carried))
         contract = environment.declarations.contract(f"{pipeline}.{model}", "gold")
         if contract.version == normalized["contracts"].get(model):
             columns = [(column.name, column.physical_type) for column in contract.columns]
-            name = f"GDP {model} as of run {run_id}"
-            found, _ = gdp_store.recomputed_hash(connection, model, tenant_id, run_id, columns)
-        else:
-            name = f"GDP {model} as of run {run_id}, by the hashes its rows carry"
-            found, _ = gdp_store.as_of_hash(connection, model, tenant_id, run_id)
-        verified.append(Verified(name, output["content_sha256"], found))
+            computed, _ = gdp_store.recomputed_hash(connection, model, tenant_id, run_id, columns)
+            verified.append(Verified(f"{name}, its rows' values", expected, computed))
     return verified
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from barecount_assets.cli import output
+from barecount_assets.cli import evidence, output
 from resources.runtime import logs
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
@@ -262,58 +262,6 @@ def migrate() -> None:
     typer.echo("the platform schema is up to date")
 
 
-@command(evidence_app, "verify")
-def evidence_verify(tenant: Tenant = None, as_json: Json = False) -> None:
-    """Recompute every chain; names each edited, deleted, inserted or reordered entry."""
-    from dataclasses import asdict
-
-    from resources.trust import ledger
-
-    environment = _environment()
-    with environment.database.connect(autocommit=True) as connection:
-        tenants = [tenant] if tenant else ledger.tenants_with_evidence(connection)
-        results = [ledger.verify(connection, name) for name in tenants]
-    if as_json:
-        output.print_json([{**asdict(result), "intact": result.intact} for result in results])
-    else:
-        for result in results:
-            typer.echo(f"{result.tenant_id}: {result.entries} entries, "
-                       + (f"intact, head {result.head[:16]}" if result.intact else f"{len(result.findings)} findings"))
-            for finding in result.findings:
-                typer.echo(f"  {finding.problem}: {finding.message}")
-    if not all(result.intact for result in results):
-        raise typer.Exit(1)
-
-
-@command(evidence_app, "show")
-def evidence_show(
-    tenant: Annotated[str, typer.Option("--tenant", help="Tenant id.")],
-    kind: Annotated[str | None, typer.Option("--kind", help="Only entries of this kind, e.g. kpi.published.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Newest entries to show.")] = 20,
-    as_json: Json = False,
-) -> None:
-    """The newest entries of a tenant's ledger."""
-    import json
-
-    from resources.runtime.database import fetch
-
-    environment = _environment()
-    with environment.database.connect(autocommit=True) as connection:
-        rows = fetch(
-            connection,
-            "select seq, kind, subject, occurred_at, body, encode(chain_hash, 'hex') from platform.evidence "
-            "where tenant_id = $1 and ($2::text is null or kind = $2) order by seq desc limit $3::bigint",
-            (tenant, kind, limit),
-        )
-    if as_json:
-        output.print_json([{"seq": seq, **json.loads(body), "chain_hash": link} for seq, _, _, _, body, link in rows])
-        return
-    output.console().print(output.table(
-        None, ("entry", "at (UTC)", "kind", "subject", "chain hash"),
-        [(seq, f"{at:%Y-%m-%d %H:%M:%S}", entry_kind, subject, link[:12])
-         for seq, entry_kind, subject, at, _, link in rows], right=(0,)))
-
-
 @command(raw_app, "rebuild")
 def raw_rebuild(
     dataset: Annotated[str, typer.Argument(help="namespace.name")], tenant: Tenant = None, as_json: Json = False
@@ -363,6 +311,9 @@ def quarantine_list(
             right=(0, 3),
         )
     )
+
+
+evidence.register(evidence_app, command)
 
 
 def main() -> None:

@@ -112,12 +112,15 @@ def _parsed(environment: StageEnvironment) -> Any:
 
 @contextmanager
 def _profile(environment: StageEnvironment) -> Iterator[None]:
-    """dbt reads its connection from the environment; it is restored afterwards."""
+    """dbt reads its connection from the environment; it is restored afterwards.
+
+    The role is given to libpq: a `SET ROLE` of dbt's would be lost with the first rolled back transaction.
+    """
     parts = conninfo_to_dict(environment.database.admin_url)
     wanted = {
         "DBT_HOST": parts.get("host", "localhost"), "DBT_PORT": str(parts.get("port", 5432)),
         "DBT_USER": parts.get("user", "postgres"), "DBT_PASSWORD": parts.get("password", ""),
-        "DBT_DBNAME": parts.get("dbname", "postgres"), "DBT_ROLE": PLATFORM_ROLE,
+        "DBT_DBNAME": parts.get("dbname", "postgres"), "PGOPTIONS": f"-crole={PLATFORM_ROLE}",
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update({name: str(value) for name, value in wanted.items()})

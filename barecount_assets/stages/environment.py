@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LOCK_SPACE = 0x0BC0  # first key of the two-key advisory locks of stages
 _RUN_LOCK_SPACE = 0x0BC1
+_BUILD_LOCK_SPACE = 0x0BC2
 _LOCK_TIMEOUT = "15min"
 
 
@@ -68,6 +69,17 @@ class StageEnvironment:
                 raise in_progress(tenant_id, pipeline) from error
             connection.execute("set lock_timeout = 0")
             yield connection
+
+    @contextmanager
+    def building(self, connection: psycopg.Connection, pipeline: str) -> Iterator[None]:
+        """Held while models of a pipeline are built: tenants share the tables, whose first build makes them."""
+        key = (_BUILD_LOCK_SPACE, lock_key("", pipeline))
+        fetch(connection, "select pg_advisory_lock($1, $2)", key)
+        try:
+            yield
+        finally:
+            if not connection.closed:
+                fetch(connection, "select pg_advisory_unlock($1, $2)", key)
 
     @contextmanager
     def run_lock(self, tenant_id: str, pipeline: str) -> Iterator[None]:

@@ -67,7 +67,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             "kpi_periods": periods, "kpi_versions": {kpi.name: kpi.metadata.version for kpi in kpis},
             "currency": tenant.spec.currency,
         }
-        results = dbt.build(environment, [kpi.name for kpi in kpis], variables, progress)
+        with environment.building(connection, spec.pipeline):
+            results = dbt.build(environment, [kpi.name for kpi in kpis], variables, progress)
         progress("gates", 0, len(kpis))
         decided = gates.decide(connection, environment, spec, manifest, kpis, progress)
         with connection.transaction():

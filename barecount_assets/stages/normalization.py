@@ -57,7 +57,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             environment.code_version,
         )
         for dataset in datasets:
-            raw_tables.ensure(connection, environment.declarations.contract(dataset, "raw"))
+            raw_tables.ensure(connection, dataset, environment.declarations.contract(dataset, "raw").column_types)
         changed = _changed_batches(connection, spec, datasets)
         scope = _scope(connection, spec, last, definition, run_id)
         variables = {
@@ -66,10 +66,13 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             "currency": environment.declarations.tenant(spec.tenant_id).spec.currency,
         }
         models = list(manifest.spec.transforms.gdp)
-        results = dbt.build(environment, [*models, *(f"{model}__rejected" for model in models)], variables, progress)
-        with connection.transaction():
-            return _commit(connection, spec, environment, manifest, token, run_id, identity, definition, batches,
-                           results, scope)
+        selected = [*models, *(f"{model}__rejected" for model in models)]
+        # The tables of rejected records hold one tenant's at a time: they are read before another tenant builds.
+        with environment.building(connection, spec.pipeline):
+            results = dbt.build(environment, selected, variables, progress)
+            with connection.transaction():
+                return _commit(connection, spec, environment, manifest, token, run_id, identity, definition, batches,
+                               results, scope)
 
 
 def _commit(

@@ -106,7 +106,7 @@ def _publish(
     contract: Contract, gates: Sequence[dict[str, Any]],
 ) -> Output:
     columns = contract.column_names
-    published_store.ensure(connection, kpi.name, [(c.name, c.physical_type) for c in contract.columns])
+    published_store.ensure(connection, kpi.name, contract.column_types)
     content, rows = kpi_store.series_hash(connection, kpi.name, spec.tenant_id, columns)
     built = next(output for output in build.receipt.outputs if output.name == kpi.name)
     if content != built.content_sha256:

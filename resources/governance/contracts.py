@@ -195,6 +195,11 @@ class Contract:
         return tuple(column.name for column in self.columns if column.primary_key)
 
     @property
+    def column_types(self) -> list[tuple[str, str]]:
+        """(name, PostgreSQL type) of the columns, in order."""
+        return [(column.name, column.physical_type) for column in self.columns]
+
+    @property
     def column_names(self) -> tuple[str, ...]:
         """Names of the columns, in order."""
         return tuple(column.name for column in self.columns)

@@ -126,7 +126,7 @@ def _known(what: str, name: str, declared: Mapping[str, Model]) -> Model:
         raise BareCountError(
             ErrorCode.DECLARATION_UNKNOWN,
             f"unknown {what} {name!r}; declared are {listed(declared)}",
-            hint=did_you_mean(name, declared).removeprefix("; ") or None,
+            hint=did_you_mean(name, declared).removeprefix("; ") or f"name one of them, or declare the {what}",
             details={"known": list(declared)},
         )
     return declared[name]

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from resources.runtime.database import fetch
 
+_CARRIED = sql.Identifier("row_hash")
 _HASH_OF_SET = """
 with rows as (select {row_hash} as h from {relation} as r where {condition}),
 buckets as (
@@ -29,7 +30,7 @@ from buckets
 
 def hash_of(
     connection: psycopg.Connection, relation: sql.Identifier, condition: sql.Composable, parameters: Sequence[Any],
-    columns: Sequence[str] | None, *, row_hash: sql.Composable = sql.Identifier("row_hash"),
+    columns: Sequence[str] | None, *, row_hash: sql.Composable = _CARRIED,
 ) -> tuple[str, int]:
     """(SHA-256 hex, number of rows) of the rows of a relation that meet a condition.
 

@@ -27,6 +27,8 @@ def ensure(connection: psycopg.Connection, name: str, columns: Sequence[tuple[st
             or an added column only.
     """
     table = sql.Identifier(SCHEMA, f"snapshot__{name}")
+    # Two tenants may publish a KPI for the first time at the same moment.
+    fetch(connection, "select pg_advisory_xact_lock(hashtextextended($1, 0))", (f"{SCHEMA}.{name}",))
     existing = dict(
         fetch(
             connection,

@@ -4,8 +4,8 @@ An object's key is `tenant=<t>/dataset=<d>/load_date=<date>/run=<token>/<sha256>
 object's own bytes. Writing a key that exists is refused unless the bytes are the same, which is how a run that was
 killed after the write and before the commit finds its own object again. Objects are never replaced or changed.
 
-Row groups have a fixed number of rows whatever the batches handed in, so the same rows give the same bytes with the
-same Parquet writer.
+Row groups have a fixed number of rows whatever the batches handed in, and how a column is encoded depends on the rows of
+the first of them, so the same rows give the same bytes with the same Parquet writer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -29,6 +30,8 @@ from resources.runtime.errors import BareCountError, ErrorCode
 ROW_GROUP_ROWS = 131_072
 _CHUNK = 1 << 20
 _UNFINISHED = ".parquet.tmp"
+_LONGEST_INTEGER_DECIMAL = 18  # digits that 64 bits hold
+_ROWS_PER_DICTIONARY_VALUE = 8  # fewer make a dictionary cost more time and space than it saves
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,9 @@ class ObjectWriter:
         self._backend, self._prefix, self._schema = backend, prefix, schema
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
+        self._path: Path | None = None
+        self._writer: pq.ParquetWriter | None = None
         self.rows = 0
-        with _store_errors():
-            folder = backend.scratch_dir()
-            handle, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", suffix=_UNFINISHED, dir=folder)
-            os.close(handle)
-            self._path = Path(name)
-            self._writer = pq.ParquetWriter(
-                self._path, schema, compression="zstd", use_dictionary=True, write_page_checksum=True
-            )
 
     def __enter__(self) -> ObjectWriter:
         return self
@@ -136,8 +133,9 @@ class ObjectWriter:
 
     def finish(self) -> StoredObject:
         """Close, hash, and put the object under its content-addressed key."""
-        if self._pending_rows:
+        if self._pending_rows or self._writer is None:
             self._write_group(pa.Table.from_batches(self._pending, self._schema))
+        assert self._writer is not None and self._path is not None
         with _store_errors():
             self._writer.close()
             size = self._path.stat().st_size
@@ -150,16 +148,51 @@ class ObjectWriter:
 
     def discard(self) -> None:
         """Remove what is unfinished; after `finish` there is nothing to remove."""
-        if self._writer.is_open:
+        if self._writer is not None and self._writer.is_open:
             try:
                 self._writer.close()
             except OSError:
                 pass  # a full disk refuses the footer too; the file goes away in the next line
-        self._path.unlink(missing_ok=True)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
-    def _write_group(self, table: pa.Table) -> None:
+    def _write_group(self, group: pa.Table) -> None:
+        group = group.combine_chunks()
         with _store_errors():
-            self._writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+            if self._writer is None:
+                self._writer = self._open(group)
+            self._writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+
+    def _open(self, first: pa.Table) -> pq.ParquetWriter:
+        handle, name = tempfile.mkstemp(
+            prefix=f"{os.getpid()}-", suffix=_UNFINISHED, dir=self._backend.scratch_dir()
+        )
+        os.close(handle)
+        self._path = Path(name)
+        dictionaries, deltas = _encodings(first)
+        return pq.ParquetWriter(
+            self._path, self._schema, compression="zstd", use_dictionary=dictionaries,
+            column_encoding=dict.fromkeys(deltas, "DELTA_BINARY_PACKED"), store_decimal_as_integer=True,
+            write_page_checksum=True,
+        )
+
+
+def _encodings(group: pa.Table) -> tuple[list[str], list[str]]:
+    """Columns to write as dictionaries, because values repeat, and as differences, because they are whole numbers."""
+    dictionaries, deltas = [], []
+    for field, column in zip(group.schema, group.columns, strict=True):
+        type_ = field.type
+        if pa.types.is_boolean(type_):
+            continue
+        if pc.count_distinct(column, mode="all").as_py() * _ROWS_PER_DICTIONARY_VALUE <= group.num_rows:
+            dictionaries.append(field.name)
+        elif pa.types.is_integer(type_) or pa.types.is_temporal(type_) or _is_stored_as_integer(type_):
+            deltas.append(field.name)
+    return dictionaries, deltas
+
+
+def _is_stored_as_integer(type_: pa.DataType) -> bool:
+    return pa.types.is_decimal(type_) and type_.precision <= _LONGEST_INTEGER_DECIMAL
 
 
 class _Folder:

@@ -8,16 +8,13 @@ version, source id) in `platform.raw_batch`; the view `raw.<namespace>__<name>__
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import pyarrow as pa
 from psycopg import sql
 
 from resources.runtime.database import fetch
-
-if TYPE_CHECKING:
-    from resources.governance.contracts import Contract
 
 SCHEMA = "raw"
 _STAMPS = (("_tenant_id", "text not null"), ("_batch_id", "bigint not null"), ("_row_number", "bigint not null"),
@@ -29,23 +26,21 @@ def table_name(dataset: str) -> str:
     return dataset.replace(".", "__")
 
 
-def ensure(connection: psycopg.Connection, contract: Contract) -> None:
-    """Create the dataset's table and view, or add the columns a newer contract version brought."""
-    name = table_name(contract.dataset)
-    existing = {
-        column
-        for (column,) in fetch(
-            connection,
-            "select attname::text from pg_attribute where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
-            (f"{SCHEMA}.{name}",),
-        )
-    }
-    columns = [(column.name, column.physical_type) for column in contract.columns]
-    if existing >= {column for column, _ in columns}:
+def ensure(connection: psycopg.Connection, dataset: str, columns: Sequence[tuple[str, str]]) -> None:
+    """Create the dataset's table and view, or add the columns a newer contract version brought.
+
+    Args:
+        columns: (name, PostgreSQL type) of the contract's columns, in order.
+    """
+    name = table_name(dataset)
+    if _columns_of(connection, name) >= {column for column, _ in columns}:
         return
     table = sql.Identifier(SCHEMA, name)
     view = sql.Identifier(SCHEMA, f"{name}__stamped")
     with connection.transaction():
+        # Two tenants may bring a dataset's first rows at the same moment.
+        fetch(connection, "select pg_advisory_xact_lock(hashtextextended($1, 0))", (f"{SCHEMA}.{name}",))
+        existing = _columns_of(connection, name)
         if not existing:
             definitions = sql.SQL(", ").join(
                 sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind)) for column, kind in (*columns, *_STAMPS)
@@ -66,8 +61,20 @@ def ensure(connection: psycopg.Connection, contract: Contract) -> None:
         ).format(view, table))
 
 
+def _columns_of(connection: psycopg.Connection, name: str) -> set[str]:
+    return {
+        column
+        for (column,) in fetch(
+            connection,
+            "select attname::text from pg_attribute "
+            "where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
+            (f"{SCHEMA}.{name}",),
+        )
+    }
+
+
 def append(
-    cursor: Any, contract: Contract, tenant_id: str, batch_id: int, batches: Iterable[pa.RecordBatch],
+    cursor: Any, dataset: str, tenant_id: str, batch_id: int, batches: Iterable[pa.RecordBatch],
     schema: pa.Schema,
 ) -> None:
     """COPY the rows of one batch in, in the cursor's transaction. Memory is that of one record batch."""
@@ -81,7 +88,7 @@ def append(
             )
 
     reader = pa.RecordBatchReader.from_batches(stamped, with_stamps())
-    cursor.adbc_ingest(table_name(contract.dataset), reader, mode="append", db_schema_name=SCHEMA)
+    cursor.adbc_ingest(table_name(dataset), reader, mode="append", db_schema_name=SCHEMA)
 
 
 def append_quarantine(cursor: Any, rejects: Iterable[pa.RecordBatch], constants: Mapping[str, Any]) -> None:

@@ -42,8 +42,8 @@ class Anchor(Protocol):
     def put(self, name: str, data: bytes) -> tuple[bool, dt.datetime | None]:
         """Write once: whether the file is new, and until when it is locked. Other bytes at the name are refused."""
 
-    def read(self, prefix: str) -> Iterator[Witness]:
-        """Every checkpoint file below `prefix`, in order of name."""
+    def read(self, tenant_id: str | None = None) -> Iterator[Witness]:
+        """Every checkpoint file, of one tenant or of all, in order of name."""
 
 
 def open_anchor(location: str, retain_days: int = RETAIN_DAYS) -> Anchor:
@@ -106,10 +106,10 @@ class _Folder:
             raise _unavailable(self.location, error.strerror or str(error)) from error
         return True, None
 
-    def read(self, prefix: str) -> Iterator[Witness]:
+    def read(self, tenant_id: str | None = None) -> Iterator[Witness]:
         if not self._root.is_dir():
             raise _unavailable(self.location, "there is no such folder")
-        for path in sorted((self._root / prefix).glob("*.checkpoint")):
+        for path in sorted(self._root.glob(f"{tenant_id or '*'}/*.checkpoint")):
             yield Witness(str(path), path.read_bytes())
 
 
@@ -139,12 +139,12 @@ class _S3:
         except (ClientError, BotoCoreError) as error:
             raise _unavailable(self.location, str(error)) from error
 
-    def read(self, prefix: str) -> Iterator[Witness]:
+    def read(self, tenant_id: str | None = None) -> Iterator[Witness]:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._key(prefix) + "/")
+                Bucket=self._bucket, Prefix=self._key(f"{tenant_id}/" if tenant_id else ""))
             for page in pages:
                 for item in page.get("Contents", ()):
                     if item["Key"].endswith(".checkpoint"):

@@ -90,7 +90,7 @@ class _Contents:
     """What was found out while the entries were written."""
 
     ranges: dict[int, list[list[int]]] = field(default_factory=dict)  # tile -> ranges of entry numbers
-    leaves: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
+    leaves: dict[int, bytearray] = field(default_factory=dict)  # tile -> leaf hashes of those entries
     kinds: Counter[str] = field(default_factory=Counter)
     shown: list[tuple[int, str, str, str, str]] = field(default_factory=list)
     count: int = 0
@@ -114,9 +114,11 @@ def export(
     """
     with database.connect(autocommit=True) as connection:
         bounds = _bounds(connection, tenant_id, selection)
-        newest = checkpoints.latest(connection, tenant_id, covering=bounds[1])
-    # Also when the newest checkpoint covers everything: its key may have been replaced since.
+        covering = max([bounds[1], *(item.size for item in kept)])
+        newest = checkpoints.latest(connection, tenant_id, covering=covering)
     checkpoint = newest or checkpoints.create(database, keys, tenant_id).checkpoint
+    if checkpoint.size < covering:
+        raise _broken(tenant_id, f"it has {checkpoint.size} entries, and {covering} were signed: it was cut off")
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,12 +172,12 @@ def _write(
         _compare(tenant_id, number, hashes, contents)
         writer.add(tile_path(number, len(hashes) // HASH), hashes)
     writer.add("proofs/inclusion.jsonl", b"".join(_inclusion(tree, contents)))
+    known = [item for item in checkpoints.announcements(connection, tenant_id) if item.seq <= checkpoint.size]
     older = _older(connection, tenant_id, checkpoint, kept)
     for name, item in older.items():
         writer.add(name, item.raw)
     writer.add("proofs/consistency.jsonl", b"".join(_consistency(tree, checkpoint, older, tenant_id)))
     writer.add("checkpoint", checkpoint.raw)
-    known = [item for item in checkpoints.announcements(connection, tenant_id) if item.seq <= checkpoint.size]
     writer.add("keys.json", _document([{"key": item.key.text, "announced": item.seq, "replaces": item.replaces}
                                        for item in known]))
     writer.add("index.html", _page(tenant_id, checkpoint, selection, contents, known, len(older)).encode())
@@ -254,7 +256,7 @@ def _entries(
                     ranges[-1][1] = seq
                 else:
                     ranges.append([seq, seq])
-                contents.leaves.setdefault(tile, []).append(((seq - 1) % TILE, leaf_hash(raw)))
+                contents.leaves.setdefault(tile, bytearray()).extend(leaf_hash(raw))
                 contents.count, contents.first, contents.last = contents.count + 1, contents.first or seq, seq
                 contents.kinds[kind] += 1
                 if len(contents.shown) < _SHOWN_ENTRIES:
@@ -263,9 +265,13 @@ def _entries(
 
 
 def _compare(tenant_id: str, number: int, hashes: bytes, contents: _Contents) -> None:
-    for offset, leaf in contents.leaves.pop(number):
-        if hashes[offset * HASH : (offset + 1) * HASH] != leaf:
-            raise _broken(tenant_id, f"entry {number * TILE + offset + 1} is not the one that was signed")
+    """What is exported is what was signed."""
+    numbers = (seq for start, end in contents.ranges[number] for seq in range(start, end + 1))
+    found = contents.leaves.pop(number)
+    for position, seq in enumerate(numbers):
+        offset = (seq - 1) % TILE * HASH
+        if hashes[offset : offset + HASH] != found[position * HASH : (position + 1) * HASH]:
+            raise _broken(tenant_id, f"entry {seq} is not the one that was signed")
 
 
 def _inclusion(tree: tiles.StoredTree, contents: _Contents) -> Iterator[bytes]:
@@ -278,10 +284,14 @@ def _older(
     connection: psycopg.Connection, tenant_id: str, checkpoint: Checkpoint, kept: Sequence[Checkpoint]
 ) -> dict[str, Checkpoint]:
     """Every other checkpoint up to the size of the bundle's, by its name in the bundle."""
-    found = [item for item in (*checkpoints.all_of(connection, tenant_id), *kept)
-             if item.size <= checkpoint.size and item.raw != checkpoint.raw and item.origin == checkpoint.origin]
-    return {f"checkpoints/{item.size:012d}-{item.signer}.checkpoint": item
-            for item in sorted(found, key=lambda item: (item.size, item.signer or ""))}
+    found: dict[str, Checkpoint] = {}
+    for item in sorted({*checkpoints.all_of(connection, tenant_id), *kept}, key=lambda item: (item.size, item.raw)):
+        name = f"checkpoints/{item.size:012d}-{item.signer}.checkpoint"
+        if name in found:
+            raise _broken(tenant_id, f"there are two checkpoints of {item.size} entries")
+        if item.size <= checkpoint.size and item.raw != checkpoint.raw:
+            found[name] = item
+    return found
 
 
 def _consistency(

@@ -104,8 +104,16 @@ class KeyStore:
         path = self._memory(key)
         return path.read_bytes() if path.exists() else None
 
+    def memories(self, name: str) -> list[Path]:
+        """Files with the newest checkpoint of every key of this name that has ever signed here."""
+        return sorted(self.folder.glob(f"{_file_name(name)}-????????.checkpoint"))
+
     def _path(self, key: Key) -> Path:
-        return self.folder / f"{key.name.replace('/', '-')}-{key.id}.pem"
+        return self.folder / f"{_file_name(key.name)}-{key.id}.pem"
 
     def _memory(self, key: Key) -> Path:
         return self._path(key).with_suffix(".checkpoint")
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", "-")

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,48 +41,11 @@ from resources.runners.stage import StageSpec
 from resources.runtime.database import Database
 from resources.runtime.errors import BareCountError
 from resources.runtime.settings import Settings, code_version
+from tests.lifecycle.harness import OUTSIDE, PROJECT, Ended, Reached, Step, Stop
 
-PROJECT = Path(__file__).resolve().parents[2]
-OUTSIDE = "outside"  # of every stage: the start, and what Dagster does between stages
 DECLARATIONS: Declarations = load(PROJECT)
 CODE_VERSION = code_version(PROJECT)  # cached for all children: they all run the code imported here
 _LABEL = 70
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Where a child tells its parent that it got there: before step number `step` (from 0) of a stage.
-
-    With `hold` all its threads stand still until the parent says so, or kills it. A stage with fewer steps counts
-    as reached when its work is done and nobody has heard of it yet.
-    """
-
-    stage: str
-    step: int
-    hold: bool
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing a child is about to do."""
-
-    stage: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Reached:
-    """The child is at its stop."""
-
-    step: Step
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The child's work came to an end of its own; `error` is the envelope of what stopped it."""
-
-    changed: bool
-    error: dict[str, Any] | None
 
 
 class Steps:
@@ -100,7 +62,7 @@ class Steps:
             stop = self._stop
             if stop is not None and stop.stage == self._stage:
                 if self._count == stop.step:
-                    self._reach(label)
+                    self._reach()
                 self._count += 1
 
     def progress(self, message: str, done: int, total: int) -> None:
@@ -141,9 +103,9 @@ class Steps:
 
         setattr(owner, name, announced)
 
-    def _reach(self, label: str) -> None:
+    def _reach(self) -> None:
         hold = self._stop is not None and self._stop.hold
-        self._pipe.send(Reached(Step(self._stage, label)))
+        self._pipe.send(Reached())
         if hold:
             self._pipe.recv()
 

@@ -5,6 +5,7 @@ all that a pipeline leaves behind, as plain data that is equal when the outcome 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -20,9 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from barecount_assets import sample
@@ -32,9 +34,6 @@ from resources.runtime.database import Database, fetch, fetch_dicts
 from resources.runtime.settings import Settings
 from resources.storage import content
 from resources.trust import ledger
-
-if TYPE_CHECKING:
-    from tests.lifecycle.child import Ended, Reached, Step, Stop
 
 PROJECT = Path(__file__).resolve().parents[2]
 PIPELINE = "order_to_cash"
@@ -47,15 +46,10 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 def warm_up() -> None:
     """Start the fork server with everything heavy imported; a child then starts in milliseconds."""
     _CONTEXT.set_forkserver_preload(["tests.lifecycle.child"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), before]))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PROJECT), prepend=os.pathsep)
+        patch.setenv("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # who is killed cleans nothing up
         forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 # --- sources -----------------------------------------------------------------------------------------------------
@@ -98,7 +92,77 @@ def _day_of(path: Path) -> dt.date:
     return dt.date.fromisoformat(match[0])
 
 
+@dataclass(frozen=True)
+class Uninterrupted:
+    """What comes of the deliveries when nobody disturbs the runs: the state after each, and the run's own steps."""
+
+    deliveries: Deliveries
+    states: Mapping[int, State]
+    runs: Mapping[int, Child]
+
+
+@functools.cache
+def uninterrupted(server: str, folder: Path) -> Uninterrupted:
+    """Run both deliveries on a database of their own; once per session, which is why it is cached."""
+    deliveries = Deliveries.make(folder / "sample")
+    settings, database = project(folder / "undisturbed"), new_database(server, "undisturbed")
+    states, runs = {}, {}
+    for number in (1, 2):
+        runs[number] = attempt(settings, database, deliveries.deliver(number, settings))
+        states[number] = State.of(database, settings)
+    return Uninterrupted(deliveries, states, runs)
+
+
+def project(folder: Path) -> Settings:
+    """The shipped project with a data folder of its own."""
+    return Settings(PROJECT, folder, str(folder / "raw"), None)
+
+
+def new_database(server: str, name: str) -> Database:
+    """An empty migrated database on the server of which `server` is the URL of the migrated template."""
+    with psycopg.connect(server.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
+        connection.execute(f"create database {name} template barecount")
+    return Database(server.replace("/barecount?", f"/{name}?"), is_embedded=True)
+
+
 # --- children ----------------------------------------------------------------------------------------------------
+
+
+OUTSIDE = "outside"  # of every stage: the start of a run, and what Dagster does between stages
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a child tells its parent that it got there: before step number `step` (from 0) of a stage.
+
+    With `hold` all its threads stand still until the parent says so, or kills it. A stage with fewer steps counts
+    as reached when its work is done and nobody has heard of it yet.
+    """
+
+    stage: str
+    step: int
+    hold: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing a child is about to do."""
+
+    stage: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A child is at its stop."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A child's work came to an end of its own; `error` is the envelope of what stopped it."""
+
+    changed: bool
+    error: dict[str, Any] | None
 
 
 class Child:
@@ -119,8 +183,6 @@ class Child:
 
     def until_stop(self) -> Reached | None:
         """Listen until the child is at its stop; None when it ended without getting there."""
-        from tests.lifecycle.child import Ended, Reached
-
         while True:
             if not self._pipe.poll(PATIENCE):
                 self.kill()
@@ -128,7 +190,7 @@ class Child:
             try:
                 heard = self._pipe.recv()
             except (EOFError, ConnectionResetError):
-                return None
+                return None  # it is gone
             if isinstance(heard, Reached):
                 return heard
             if isinstance(heard, Ended):
@@ -146,20 +208,10 @@ class Child:
         return code
 
     def kill(self) -> Step | None:
-        """SIGKILL; returns the last step it announced."""
-        assert self.pid is not None
-        os.kill(self.pid, signal.SIGKILL)
-        self._process.join(PATIENCE)
-        while True:
-            try:
-                heard = self._pipe.recv() if self._pipe.poll() else None
-            except (EOFError, ConnectionResetError):
-                break
-            if heard is None:
-                break
-            if hasattr(heard, "label"):
-                self.steps.append((time.monotonic(), heard))
-        return self.steps[-1][1] if self.steps else None
+        """SIGKILL; returns the last step it announced, None when it had come to its end already."""
+        self._process.kill()
+        code = self.wait()
+        return self.steps[-1][1] if code == -signal.SIGKILL else None
 
 
 def run(
@@ -171,16 +223,17 @@ def run(
     return Child(child.run, settings, database.admin_url, request, stop=stop)
 
 
-def finish(settings: Settings, database: Database, request: RunRequest) -> Child:
-    """Run to the end, which must be a good one.
+def attempt(settings: Settings, database: Database, request: RunRequest, stop: Stop | None = None) -> Child:
+    """Run until the stop, or to the end when there is none or it is not on the way; nothing else may end it.
 
     The lock of a killed run is free when the server notices that its connection is gone, moments after the kill;
     until then the next run is refused, which is right, and told to come back.
     """
     for _ in range(100):
-        child = run(settings, database, request)
-        assert child.wait() == 0
-        assert child.ended is not None
+        child = run(settings, database, request, stop)
+        if child.until_stop() is not None:
+            return child
+        assert child.wait() == 0 and child.ended is not None
         if child.ended.error is None:
             return child
         assert child.ended.error["code"] == "run.in_progress", child.ended.error

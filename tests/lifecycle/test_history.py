@@ -189,3 +189,17 @@ def test_after_going_back_nothing_is_to_be_done(history: History) -> None:
     before = history.project.state()
     assert not history.project.run("order_to_cash", "acme", FIRST_DAY, LAST_DAY).changed
     assert history.project.state() == before
+
+
+def test_a_pointer_turned_back_to_an_older_publication_is_found(history: History) -> None:
+    project, explain = history.project, ("explain", "dso", "--tenant", "acme", "--period", "2026-02")
+    assert project.command(*explain).exit_code == 0
+    turn = "update published.current_version set version = {} where tenant_id = 'acme' and name = 'dso'"
+    project.as_owner(turn.format(1))
+    try:
+        result = project.command(*explain)
+    finally:
+        project.as_owner(turn.format(4))
+    assert result.exit_code == 1 and "NOT PROVEN" in result.stdout
+    assert "current version of dso: evidence says 4" in result.stdout
+    assert project.command(*explain).exit_code == 0

@@ -25,7 +25,7 @@ def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) 
     batches, rows = 0, 0
     for tenant in tenants:
         with environment.exclusive(tenant, pipelines[0]) as connection, unavailable_as_error():
-            raw_tables.ensure(connection, contract)
+            raw_tables.ensure(connection, dataset, contract.column_types)
             with environment.database.connect_arrow() as arrow:
                 for batch in fetch_dicts(connection, _BATCHES, (tenant, dataset)):
                     found = environment.raw_store.sha256(batch["object_key"])
@@ -41,7 +41,7 @@ def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) 
                     first = next(objects, None)
                     if first is not None:
                         with arrow.cursor() as cursor:
-                            raw_tables.append(cursor, contract, tenant, batch["batch_id"],
+                            raw_tables.append(cursor, dataset, tenant, batch["batch_id"],
                                               _chain(first, objects), first.schema)
                     arrow.commit()
                     batches, rows = batches + 1, rows + batch["accepted"]

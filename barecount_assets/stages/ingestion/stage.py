@@ -42,7 +42,7 @@ from resources.storage import raw_tables
 from resources.storage.raw_store import ObjectWriter, StoredObject, prefix_of
 from resources.trust import ledger
 
-_QUEUE_BATCHES = 4
+_QUEUE_BATCHES = 2
 _SAMPLES = 5
 
 
@@ -77,7 +77,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         environment.register_tenant(connection, spec.tenant_id)
         for name, path in spec.source_paths.items():
             fetch(connection, _REMEMBER_PATH, (spec.tenant_id, spec.pipeline, name, path))
-        raw_tables.ensure(connection, raw)
+        raw_tables.ensure(connection, raw.dataset, raw.column_types)
         landed: list[_Landed] = []
         with closing(landing):
             for number, unit in enumerate(units, start=1):
@@ -191,7 +191,7 @@ class _Landing:
                     _Feed(self._connector.read(unit, self._schema), self._rules, accepted, quarantine)
                 )
                 with self._arrow.cursor() as cursor:
-                    raw_tables.append(cursor, self._raw, spec.tenant_id, batch_id, feed, self._schema.arrow)
+                    raw_tables.append(cursor, self._raw.dataset, spec.tenant_id, batch_id, feed, self._schema.arrow)
                 if accepted.rows + quarantine.rows != feed.received:
                     raise BareCountError(
                         ErrorCode.INTERNAL,

@@ -62,9 +62,9 @@ class Log:
                 connection.execute(statement)
 
     def rewrite(self, change: Callable[[Bodies], Bodies], *, forget: bool = False, tenant: str = "acme") -> None:
-        """The whole re-hash: other entries, every hash, head and tile made anew, so that nothing inside contradicts.
+        """The whole re-hash: other entries, every hash, head and tile made anew, keys moved along.
 
-        With `forget`, recorded checkpoints go as well.
+        With `forget`, recorded checkpoints go as well, and nothing inside the database contradicts any more.
         """
         bodies = change(self.bodies(tenant))
         with psycopg.connect(self.database.admin_url, cursor_factory=psycopg.RawCursor) as connection:
@@ -77,6 +77,12 @@ class Log:
                                (tenant,))
             connection.execute("select platform.append_evidence_batch($1, $2::text::jsonb)",
                                (tenant, json.dumps(bodies)))
+            connection.execute(
+                "update platform.signing_key k set announced_seq = e.seq from platform.evidence e "
+                "where e.tenant_id = $1 and k.tenant_id = $1 and e.kind = 'signing_key.announced' "
+                "and e.run_token = k.key_id", (tenant,))
+            connection.execute("delete from platform.signing_key where tenant_id = $1 and announced_seq > $2",
+                               (tenant, len(bodies)))
             tiles.extend(connection, tenant, len(bodies))
 
 

@@ -20,7 +20,7 @@ def leaves(log: Log) -> list[bytes]:
 
 def kept(log: Log) -> list[tuple[int, int]]:
     with log.database.connect() as connection:
-        return fetch(connection, "select level, tile from platform.evidence_tile where tenant_id = 'acme' order by 1, 2")
+        return fetch(connection, "select level, tile from platform.evidence_tile order by 1, 2")
 
 
 def test_tiles_are_kept_once_they_are_complete_and_extended_step_by_step(log: Log) -> None:
@@ -132,7 +132,8 @@ def test_a_batch_is_appended_whole_or_not_at_all(log: Log) -> None:
 def test_a_batch_for_a_tenant_takes_no_body_of_another(log: Log) -> None:
     body = ledger.canonical({"tenant": "globex", "kind": "k", "subject": "s", "run_token": "t", "at": "2026-01-01"})
     with log.database.connect() as connection, pytest.raises(psycopg.errors.CheckViolation):
-        fetch(connection, "select platform.append_evidence_batch('acme', jsonb_build_array($1::text))", (body.decode(),))
+        fetch(connection, "select platform.append_evidence_batch('acme', jsonb_build_array($1::text))",
+              (body.decode(),))
 
 
 def test_memory_does_not_grow_with_the_ledger(log: Log) -> None:
