@@ -15,7 +15,7 @@ dev: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check barecount_assets resources tests
 	$(BIN)/barecount check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/unit
