@@ -21,7 +21,7 @@ from resources.runners.stage import Placement, Stage, StageReceipt, StageSpec, i
 from resources.runtime.errors import BareCountError, ErrorCode
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance
+    from dagster import DagsterInstance, DagsterRun
 
 _STAGES_AFTER_INGESTION = (Stage.CALENDAR, Stage.NORMALIZATION, Stage.KPI_BUILD, Stage.PUBLISH)
 
@@ -143,7 +143,8 @@ def _run_in_dagster(
     runner = Runner(environment, progress, collect)
     job = build_defs(environment.settings.project_dir, {"runner": runner}).resolve_job_def(request.pipeline)
     with instance:
-        _close_abandoned(instance, request)
+        for abandoned in _unfinished(instance, request.pipeline, {keys.TENANT_TAG: request.tenant_id}):
+            _close(instance, abandoned)  # the run lock is ours, so none of them can be alive
         result = job.execute_in_process(
             instance=instance,
             tags={
@@ -160,22 +161,37 @@ def _run_in_dagster(
     )
 
 
-def _close_abandoned(instance: DagsterInstance, request: RunRequest) -> None:
-    """Mark runs of killed commands as failed; called with the run lock, so none of them can be alive.
+def close_abandoned(environment: StageEnvironment) -> None:
+    """Mark runs as failed whose command was killed: nobody else will.
 
-    Dagster would take them for running ones for ever, and its queue would start nothing more for the tenant.
+    Dagster takes them for running ones, and its queue starts nothing for a tenant of whom something runs.
     """
+    from barecount_assets import keys
+
+    with open_instance(environment.settings, environment.database) as instance:
+        for run in _unfinished(instance, None, {}):
+            try:
+                with environment.run_lock(run.tags[keys.TENANT_TAG], run.job_name):
+                    _close(instance, run)
+            except BareCountError as error:
+                if error.code is not ErrorCode.RUN_IN_PROGRESS:
+                    raise
+
+
+def _unfinished(instance: DagsterInstance, pipeline: str | None, tags: Mapping[str, str]) -> Sequence[DagsterRun]:
+    """Runs of commands that Dagster knows no end of."""
     import dagster as dg
 
     from barecount_assets import keys
 
-    unfinished = dg.RunsFilter(
-        job_name=request.pipeline,
-        statuses=[dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED],
-        tags={keys.COMMAND_TAG: "run", keys.TENANT_TAG: request.tenant_id},
+    statuses = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    return instance.get_runs(
+        filters=dg.RunsFilter(job_name=pipeline, statuses=statuses, tags={keys.COMMAND_TAG: "run", **tags})
     )
-    for run in instance.get_runs(filters=unfinished):
-        instance.report_run_failed(run, "the command that ran it was killed; a later one took its place")
+
+
+def _close(instance: DagsterInstance, run: DagsterRun) -> None:
+    instance.report_run_failed(run, "the command that ran this was killed; run it again: what is done stays done")
 
 
 def _gate_error(receipts: Sequence[StageReceipt]) -> BareCountError:

@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 
+from barecount_assets import lifecycle
 from barecount_assets.instance import prepare
+from barecount_assets.stages.environment import StageEnvironment
 from resources.runtime.database import Database
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings
@@ -25,9 +27,10 @@ def serve(settings: Settings, port: int) -> int:
     """
     from resources.governance import declarations
 
-    declarations.load(settings.project_dir)
+    declared = declarations.load(settings.project_dir)
     _require_free(port)
     database = Database.open(settings)
+    lifecycle.close_abandoned(StageEnvironment(settings, database, declared))
     environment = {**os.environ, **prepare(settings, database)}
     print(f"Dagster UI: http://{_HOST}:{port}  (Ctrl-C stops it; PostgreSQL keeps running, see `barecount stop`)",
           flush=True)

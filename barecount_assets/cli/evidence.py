@@ -216,8 +216,8 @@ def export(
             "sha256": written.sha256, "size": written.checkpoint.size, "root_hash": written.checkpoint.root.hex(),
             "key": written.key})
         return
-    typer.echo(f"{written.path}: {written.entries} entries of {name}, proven against {written.checkpoint.size}, "
-               f"{written.size:,} bytes, sha256 {written.sha256}")
+    typer.echo(f"{written.path}: {written.entries} entries of {name}, proven against the checkpoint of "
+               f"{written.checkpoint.size}, {written.size:,} bytes, sha256 {written.sha256}")
     typer.echo(f"signed by {written.key}: give it to the reader by another way")
     typer.echo("verify it: unpack, then python verify.py --key KEY")
 
@@ -297,7 +297,8 @@ def _open() -> tuple[Database, KeyStore]:
 
     settings = Settings.from_environment()
     logs.configure(settings.data_dir)
-    return Database.open(settings), KeyStore.of(settings.data_dir)
+    database = Database.open(settings)
+    return database, KeyStore.of(settings.data_dir, database)
 
 
 def _tenants(database: Database) -> list[str]:

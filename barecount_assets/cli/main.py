@@ -16,7 +16,7 @@ import typer
 
 from barecount_assets.cli import evidence, output
 from resources.runtime import logs
-from resources.runtime.errors import BareCountError, ErrorCode
+from resources.runtime.errors import BareCountError, ErrorCode, unexpected
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -33,7 +33,7 @@ Tenant = Annotated[str | None, typer.Option("--tenant", help="Tenant id.")]
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a verb whose BareCountErrors become an envelope and exit code 1."""
+    """Register a verb whose errors become an envelope and exit code 1, the trace of unforeseen ones in the log."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -45,6 +45,14 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[.
                 raise typer.Exit(2 if error.code is ErrorCode.USAGE else 1) from error
             except BrokenPipeError:
                 sys.stderr.close()  # the reader of our output left; there is nobody to tell
+            except (typer.Exit, typer.Abort, typer.TyperException):
+                raise
+            except Exception as cause:
+                unforeseen = unexpected(cause)
+                logs.get_logger("cli").error("command failed", exc_info=cause, extra={
+                    "fields": {"correlation_id": unforeseen.correlation_id}})
+                output.print_error(unforeseen, as_json=bool(kwargs.get("as_json")))
+                raise typer.Exit(1) from cause
 
         return group.command(name)(guarded)
 
@@ -122,6 +130,8 @@ def _sources(pairs: list[str]) -> dict[str, str]:
         name, separator, path = pair.partition("=")
         if not separator or not name or not path:
             raise typer.BadParameter(f"{pair!r} is not NAME=PATH")
+        if "\0" in path:
+            raise typer.BadParameter(f"{pair!r} has a NUL character, which no path may have")
         paths[name] = path if "://" in path else str(Path(path).expanduser().resolve())
     return paths
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from resources.runners.stage import StageReceipt, StageSpec
 from resources.runtime import logs
-from resources.runtime.errors import BareCountError, ErrorCode
+from resources.runtime.errors import BareCountError, ErrorCode, unexpected
 from resources.runtime.settings import SOFTWARE_VERSION
 
 RUNNER_CLASSES = ("serverless", "container", "managed_etl", "dedicated_compute")
@@ -57,7 +57,8 @@ class RunnerFacade:
         """Run a stage to its end.
 
         Raises:
-            BareCountError: runner.unknown for a class without a backend; whatever the stage raises.
+            BareCountError: runner.unknown for a class without a backend; what the stage raises, as internal if it is
+                nothing the platform foresaw.
         """
         backend = self.backends.get(spec.placement.runner_class)
         if backend is None:
@@ -72,9 +73,13 @@ class RunnerFacade:
             started = time.perf_counter()
             try:
                 receipt = backend.run(spec, progress or _silent)
-            except Exception:
+            except BareCountError:
                 log.exception("stage failed")
                 raise
+            except Exception as cause:
+                error = unexpected(cause)
+                log.exception("stage failed", extra={"fields": {"correlation_id": error.correlation_id}})
+                raise error from cause
             seconds = time.perf_counter() - started
             with logs.bound(run_token=receipt.run_token):
                 log.info("stage finished", extra={"fields": {"counts": dict(receipt.counts), "seconds": seconds}})

@@ -55,7 +55,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             envelope = getattr(error, "envelope", None)
-            line["error"] = envelope()["error"] if envelope else {"message": str(error), "type": type(error).__name__}
+            if envelope:
+                line["error"] = envelope()["error"]
+            else:
+                line["error"] = {"message": str(error), "type": type(error).__name__}
+                line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 

@@ -30,6 +30,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 ROW_GROUP_ROWS = 131_072
 _CHUNK = 1 << 20
 _UNFINISHED = ".parquet.tmp"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota, limit of the process
 _LONGEST_INTEGER_DECIMAL = 18  # digits that 64 bits hold
 _ROWS_PER_DICTIONARY_VALUE = 8  # fewer make a dictionary cost more time and space than it saves
 
@@ -317,7 +318,7 @@ class _store_errors:  # noqa: N801  used as a statement
     ) -> None:
         if not isinstance(error, OSError):
             return
-        if error.errno in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error):
+        if error.errno in _FULL or "No space left" in str(error):
             raise BareCountError(
                 ErrorCode.STORE_FULL, "the raw store has no space left: nothing of the current unit landed",
                 hint="free space and run the same command again", retryable=True,

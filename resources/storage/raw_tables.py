@@ -19,6 +19,7 @@ from resources.runtime.database import fetch
 SCHEMA = "raw"
 _STAMPS = (("_tenant_id", "text not null"), ("_batch_id", "bigint not null"), ("_row_number", "bigint not null"),
            ("_extra", "text"))
+_COPY_ROWS = 16_384  # the driver keeps the COPY bytes of a whole record batch in memory
 
 
 def table_name(dataset: str) -> str:
@@ -78,17 +79,20 @@ def append(
     schema: pa.Schema,
 ) -> None:
     """COPY the rows of one batch in, in the cursor's transaction. Memory is that of one record batch."""
-    stamped = pa.schema([*schema, pa.field("_tenant_id", pa.string()), pa.field("_batch_id", pa.int64())])
+    stamps = pa.record_batch(
+        [pa.repeat(tenant_id, _COPY_ROWS), pa.repeat(batch_id, _COPY_ROWS)], names=["_tenant_id", "_batch_id"]
+    )
+    stamped = pa.schema([*schema, *stamps.schema])
 
     def with_stamps() -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield pa.RecordBatch.from_arrays(
-                [*batch.columns, pa.repeat(tenant_id, batch.num_rows), pa.repeat(batch_id, batch.num_rows)],
-                schema=stamped,
-            )
+            for start in range(0, batch.num_rows, _COPY_ROWS):
+                rows = batch.slice(start, _COPY_ROWS)
+                yield pa.RecordBatch.from_arrays(
+                    [*rows.columns, *stamps.slice(0, rows.num_rows).columns], schema=stamped
+                )
 
-    reader = pa.RecordBatchReader.from_batches(stamped, with_stamps())
-    cursor.adbc_ingest(table_name(dataset), reader, mode="append", db_schema_name=SCHEMA)
+    _ingest(cursor, SCHEMA, table_name(dataset), stamped, with_stamps())
 
 
 def append_quarantine(cursor: Any, rejects: Iterable[pa.RecordBatch], constants: Mapping[str, Any]) -> None:
@@ -105,8 +109,27 @@ def append_quarantine(cursor: Any, rejects: Iterable[pa.RecordBatch], constants:
             yield pa.RecordBatch.from_arrays([*batch.columns, *filled], schema=schema)
             batch = next(rejects, None)
 
-    reader = pa.RecordBatchReader.from_batches(schema, with_constants())
-    cursor.adbc_ingest("quarantine", reader, mode="append", db_schema_name="platform")
+    _ingest(cursor, "platform", "quarantine", schema, with_constants())
+
+
+def _ingest(cursor: Any, schema_name: str, table: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    """COPY batches in. What goes wrong in making them is raised as it is: the driver would wrap its text in another."""
+    failures: list[BaseException] = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    try:
+        reader = pa.RecordBatchReader.from_batches(schema, watched())
+        cursor.adbc_ingest(table, reader, mode="append", db_schema_name=schema_name)
+    except Exception as error:
+        if failures and not isinstance(failures[0], GeneratorExit):  # that one only says that the driver gave up
+            raise failures[0] from error
+        raise
 
 
 def count_rows(connection: psycopg.Connection, dataset: str, batch_ids: Sequence[int]) -> int:

@@ -70,11 +70,13 @@ def create(database: Database, keys: KeyStore, tenant_id: str) -> Signed:
     with database.transaction() as connection:
         _lock(connection, tenant_id)
         known = announcements(connection, tenant_id)
+        if not known:
+            _refuse_fork(connection, tenant_id, _size(connection, tenant_id), keys)
         key = known[-1].key if known else _announce(connection, tenant_id, keys, None)
         size = _size(connection, tenant_id)
         newest = latest(connection, tenant_id)
         if newest is not None and newest.size == size and newest.signer == key.id:
-            _refuse_fork(connection, tenant_id, size, [newest, *_remembered(keys, key)])
+            _refuse_fork(connection, tenant_id, size, keys)
             return Signed(newest, key, created=False)
         signed = _sign(connection, tenant_id, keys, key, size)
     keys.remember(key, signed.raw)
@@ -176,9 +178,7 @@ def _announce(connection: psycopg.Connection, tenant_id: str, keys: KeyStore, be
 
 
 def _sign(connection: psycopg.Connection, tenant_id: str, keys: KeyStore, key: Key, size: int) -> Checkpoint:
-    newest = latest(connection, tenant_id)
-    tiles.extend(connection, tenant_id, size)
-    _refuse_fork(connection, tenant_id, size, [*([newest] if newest else []), *_remembered(keys, key)])
+    _refuse_fork(connection, tenant_id, size, keys)
     root = tiles.StoredTree(connection, tenant_id, size).root()
     note = keys.sign(key, f"{origin(tenant_id)}\n{size}\n{base64.b64encode(root).decode()}\n")
     fetch(connection, "insert into platform.checkpoint values ($1, $2, $3, $4, $5)",
@@ -186,16 +186,12 @@ def _sign(connection: psycopg.Connection, tenant_id: str, keys: KeyStore, key: K
     return Checkpoint.parse(note)
 
 
-def _remembered(keys: KeyStore, key: Key) -> list[Checkpoint]:
-    raw = keys.remembered(key)
-    return [Checkpoint.parse(raw)] if raw else []
-
-
-def _refuse_fork(
-    connection: psycopg.Connection, tenant_id: str, size: int, signed_before: Sequence[Checkpoint]
-) -> None:
-    """A log never signs a tree that did not grow from every tree it has signed."""
-    for before in signed_before:
+def _refuse_fork(connection: psycopg.Connection, tenant_id: str, size: int, keys: KeyStore) -> None:
+    """A log never signs a tree that did not grow from every tree it has signed, as the database and keys know them."""
+    tiles.extend(connection, tenant_id, size)
+    memories = keys.memories(origin(tenant_id))
+    newest = latest(connection, tenant_id)
+    for before in [*([newest] if newest else []), *(Checkpoint.parse(path.read_bytes()) for path in memories)]:
         if before.size > size:
             found = f"the ledger of tenant {tenant_id} has {size} entries and {before.size} were signed: it was cut off"
         elif tiles.StoredTree(connection, tenant_id, before.size).root() != before.root:
@@ -204,7 +200,8 @@ def _refuse_fork(
             continue
         raise BareCountError(
             ErrorCode.EVIDENCE_BROKEN, f"{found}; nothing is signed",
-            hint="run `barecount evidence verify` to see what was changed, and restore the database from a backup",
+            hint="run `barecount evidence verify` to see what was changed, and restore the database from a backup; if "
+            f"the database was made anew on purpose, move what is in {keys.memory} away",
         )
 
 
@@ -364,7 +361,8 @@ def verify(
         trusted = trusted_keys(origin_keys, known, matching)
         good = _judge(candidates, roots, tree.size, known, trusted, report)
         _compare_with_record(recorded, outside, good, report)
-    return replace(chain, findings=(*chain.findings, *findings), root=tree.root().hex(), checkpoints=len(good))
+    return replace(chain, findings=(*chain.findings, *findings), root=tree.root().hex(),
+                   checkpoints=len({candidate.checkpoint.raw for candidate in good}))
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Verification:
 
     Attributes:
         head: chain hash of the last entry, hex.
-        root: Merkle root, hex, and number of checkpoints that hold: where `checkpoints.verify` looked.
+        root: Merkle root, hex; `checkpoints`: how many hold. Only `checkpoints.verify` looks at these.
     """
 
     tenant_id: str

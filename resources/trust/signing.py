@@ -1,17 +1,21 @@
 """Ed25519 keys that sign checkpoints, and signed notes in C2SP format.
 
-Private keys lie in `<data_dir>/keys`, one PEM file (PKCS #8) per key, readable by their owner alone. Beside each lies
-the newest checkpoint it has signed: the signer's own memory, outside the database, so that a history rewritten there
-is neither signed again nor passed over by verification.
+Private keys lie in `<data_dir>/keys`, one PEM file (PKCS #8) per key, readable by their owner alone. Below it, for each
+database, lies the newest checkpoint that each key has signed: the signer's own memory, so that a history rewritten in
+the database is neither signed again nor passed over by verification.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from psycopg.conninfo import conninfo_to_dict
+
+from resources.runtime.database import Database
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.trust.verify import Key
 
@@ -20,14 +24,19 @@ _EM_DASH = "\u2014"
 
 @dataclass(frozen=True)
 class KeyStore:
-    """Private keys in a folder."""
+    """Private keys in a folder, and what they have signed for one database."""
 
     folder: Path
+    memory: Path
 
     @classmethod
-    def of(cls, data_dir: Path) -> KeyStore:
-        """The key store of a data folder."""
-        return cls(data_dir / "keys")
+    def of(cls, data_dir: Path, database: Database) -> KeyStore:
+        """The key store of a data folder, for a database."""
+        place = "embedded"
+        if not database.is_embedded:
+            parts = conninfo_to_dict(database.admin_url)
+            place = re.sub(r"[^\w.]+", "-", "-".join(str(parts.get(name, "")) for name in ("host", "port", "dbname")))
+        return cls(data_dir / "keys", data_dir / "keys" / "signed" / place)
 
     def generate(self, name: str) -> Key:
         """Make a key pair, keep the private key, return the public one."""
@@ -88,9 +97,10 @@ class KeyStore:
 
     def remember(self, key: Key, checkpoint: bytes) -> None:
         """Keep the newest checkpoint this key has signed; call it once the checkpoint is committed."""
-        path = self._memory(key)
+        path = self.memory / f"{self._path(key).stem}.checkpoint"
         fresh = path.with_suffix(f".{os.getpid()}.tmp")
         try:
+            self.memory.mkdir(parents=True, exist_ok=True)
             fresh.write_bytes(checkpoint)
             fresh.replace(path)
         except OSError as error:
@@ -99,20 +109,12 @@ class KeyStore:
                 hint="free space or repair the folder's permissions; the checkpoint itself is recorded",
             ) from error
 
-    def remembered(self, key: Key) -> bytes | None:
-        """The newest checkpoint this key has signed here."""
-        path = self._memory(key)
-        return path.read_bytes() if path.exists() else None
-
     def memories(self, name: str) -> list[Path]:
-        """Files with the newest checkpoint of every key of this name that has ever signed here."""
-        return sorted(self.folder.glob(f"{_file_name(name)}-????????.checkpoint"))
+        """Files with the newest checkpoint of every key of this name, also keys that the database no longer knows."""
+        return sorted(self.memory.glob(f"{_file_name(name)}-????????.checkpoint"))
 
     def _path(self, key: Key) -> Path:
         return self.folder / f"{_file_name(key.name)}-{key.id}.pem"
-
-    def _memory(self, key: Key) -> Path:
-        return self._path(key).with_suffix(".checkpoint")
 
 
 def _file_name(name: str) -> str:

@@ -43,7 +43,8 @@ PATIENCE = 120.0  # seconds after which a child that says nothing is a failure o
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def warm_up() -> None:
+@functools.cache
+def _warm_up() -> None:
     """Start the fork server with everything heavy imported; a child then starts in milliseconds."""
     _CONTEXT.set_forkserver_preload(["tests.lifecycle.child"])
     with pytest.MonkeyPatch.context() as patch:
@@ -97,6 +98,7 @@ class Uninterrupted:
     """What comes of the deliveries when nobody disturbs the runs: the state after each, and the run's own steps."""
 
     deliveries: Deliveries
+    settings: Settings
     states: Mapping[int, State]
     runs: Mapping[int, Child]
 
@@ -110,18 +112,24 @@ def uninterrupted(server: str, folder: Path) -> Uninterrupted:
     for number in (1, 2):
         runs[number] = attempt(settings, database, deliveries.deliver(number, settings))
         states[number] = State.of(database, settings)
-    return Uninterrupted(deliveries, states, runs)
+    return Uninterrupted(deliveries, settings, states, runs)
 
 
-def project(folder: Path) -> Settings:
-    """The shipped project with a data folder of its own."""
+def project(folder: Path, like: Settings | None = None) -> Settings:
+    """The shipped project with a data folder of its own; `like` another one, it need not parse the models again."""
+    if like is not None:
+        shutil.copytree(like.data_dir / "dbt", folder / "dbt")
     return Settings(PROJECT, folder, str(folder / "raw"), None)
 
 
 def new_database(server: str, name: str) -> Database:
-    """An empty migrated database on the server of which `server` is the URL of the migrated template."""
+    """An empty migrated database on the server of which `server` is the URL of the migrated template.
+
+    Only the server's clients are killed in these tests, so commits need not wait for the disk.
+    """
     with psycopg.connect(server.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
         connection.execute(f"create database {name} template barecount")
+        connection.execute(f"alter database {name} set synchronous_commit = off")
     return Database(server.replace("/barecount?", f"/{name}?"), is_embedded=True)
 
 
@@ -169,6 +177,7 @@ class Child:
     """A forked process at work, and all it said: its steps in order, with the times (s) they were heard at."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any, stop: Stop | None = None) -> None:
+        _warm_up()
         self._pipe, theirs = _CONTEXT.Pipe()
         self.steps: list[tuple[float, Step]] = []
         self.ended: Ended | None = None
@@ -412,7 +421,7 @@ class Analyst(threading.Thread):
             with psycopg.connect(
                 self._database.analyst_url(TENANT), autocommit=True, cursor_factory=psycopg.RawCursor
             ) as connection:
-                while not self._done.wait(0.01):
+                while not self._done.wait(0.03):
                     sight = self._look(connection)
                     self.sights[sight] = self.sights.get(sight, 0) + 1
         except Exception as error:  # told by `stop`, in the thread of the test

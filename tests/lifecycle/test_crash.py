@@ -1,4 +1,4 @@
-"""A run that is killed at any point leaves nothing half done, and the next one ends where an uninterrupted one would."""
+"""A run killed at any point leaves nothing half done, and the next one ends where an uninterrupted one would."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from barecount_assets import lifecycle
+from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.declarations import load
 from resources.runners.stage import Stage
-from resources.runtime.database import Database, fetch
+from resources.runtime.database import fetch
 from tests.lifecycle import harness
-from tests.lifecycle.harness import PROJECT, Child, State, Step, Stop, Uninterrupted
+from tests.lifecycle.harness import OUTSIDE, PROJECT, Child, State, Step, Stop, Uninterrupted
 
 SEED = int(os.environ.get("BARECOUNT_CRASH_SEED", "20260102"))
-KILLS = {  # per delivery, by stage
-    1: {"outside": 1, Stage.INGESTION: 2, Stage.CALENDAR: 2, Stage.NORMALIZATION: 2, Stage.KPI_BUILD: 2, Stage.PUBLISH: 2},
-    2: {"outside": 1, Stage.INGESTION: 3, Stage.NORMALIZATION: 3, Stage.KPI_BUILD: 2, Stage.PUBLISH: 3},
+KILLS: Mapping[int, Mapping[str, int]] = {  # per delivery, by stage
+    1: {OUTSIDE: 1, Stage.CALENDAR: 3, Stage.INGESTION: 2, Stage.NORMALIZATION: 2, Stage.KPI_BUILD: 2,
+        Stage.PUBLISH: 2},
+    2: {OUTSIDE: 1, Stage.INGESTION: 3, Stage.NORMALIZATION: 3, Stage.KPI_BUILD: 2, Stage.PUBLISH: 3},
 }
 
 
@@ -33,13 +36,15 @@ def uninterrupted(server: str, tmp_path_factory: pytest.TempPathFactory) -> Unin
 
 @pytest.mark.crash
 def test_runs_killed_at_random_points_of_every_stage_end_like_uninterrupted_ones(
-    tmp_path: Path, new_database: Callable[[], Database], uninterrupted: Uninterrupted
+    tmp_path: Path, server: str, uninterrupted: Uninterrupted
 ) -> None:
-    settings, database = harness.project(tmp_path), new_database()
+    settings = harness.project(tmp_path, like=uninterrupted.settings)
+    database = harness.new_database(server, "crashed")
     chance = random.Random(SEED)
     killed: list[Step] = []
     print(f"seed {SEED}")
-    with harness.watching(database, load(PROJECT)) as analyst:
+    declarations = load(PROJECT)
+    with harness.watching(database, declarations) as analyst:
         for number, undisturbed in uninterrupted.runs.items():
             request = uninterrupted.deliveries.deliver(number, settings)
             for stop, delay in _plan(chance, undisturbed, KILLS[number]):
@@ -57,8 +62,9 @@ def test_runs_killed_at_random_points_of_every_stage_end_like_uninterrupted_ones
     assert all(by_stage[stage] >= 2 for stage in Stage), by_stage
     differences = State.of(database, settings).differences(uninterrupted.states[2])
     assert not differences, "\n".join(differences)
+    lifecycle.close_abandoned(StageEnvironment(settings, database, declarations))
     with database.connect(autocommit=True) as connection:
-        unfinished = fetch(connection, "select run_id, status from dagster.runs where status not in ('SUCCESS', 'FAILURE')")
+        unfinished = fetch(connection, "select status from dagster.runs where status not in ('SUCCESS', 'FAILURE')")
     assert not unfinished, "Dagster takes killed runs for running ones, and starts no others beside them"
     allowed = harness.publications(database)
     assert len(allowed) == 3
@@ -67,20 +73,19 @@ def test_runs_killed_at_random_points_of_every_stage_end_like_uninterrupted_ones
 
 
 def _plan(chance: random.Random, undisturbed: Child, kills: Mapping[str, int]) -> Iterator[tuple[Stop, float]]:
-    """Where to kill, and how many seconds later: by turns exactly before a step, each as likely as the other, and at
-    a moment, each as likely as the other. Stages come in the order of the run.
+    """Where to kill, and how many seconds later; stages come in the order of the run.
 
-    Ingestion keeps what has landed, so that each kill leaves fewer steps to the next attempt.
+    In each stage by turns exactly before a step, all of them equally likely, and at some moment, all of them equally
+    likely. Ingestion keeps what has landed, so that a kill leaves fewer steps to the next attempt.
     """
-    exact = itertools.cycle((True, False))
     begins = [at for at, _ in undisturbed.steps]
     ends = [*begins[1:], begins[-1]]
     for stage in dict.fromkeys(step.stage for _, step in undisturbed.steps):
         own = [number for number, (_, step) in enumerate(undisturbed.steps) if step.stage == stage]
         left = len(own)
-        for _ in range(kills.get(stage, 0)):
+        for kill in range(kills.get(stage, 0)):
             span = own[: max(1, left * 2 // 3)] if stage == Stage.INGESTION else own
-            if next(exact):
+            if kill % 2 == 0:
                 number = chance.randrange(len(span))
                 yield Stop(stage, number, hold=True), 0.0
             else:

@@ -49,6 +49,7 @@ _SAMPLES = 5
 def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
     """Ingest one source over a window of days."""
     assert spec.source is not None and spec.window is not None
+    _keep_freed_pages()
     window = Window(*(dt.date.fromisoformat(day) for day in spec.window))
     manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
     source = manifest.source(spec.source)
@@ -476,6 +477,15 @@ def _with_remembered_paths(connection: psycopg.Connection, spec: StageSpec) -> S
         (spec.tenant_id, spec.pipeline),
     )
     return replace(spec, source_paths={**dict(rows), **spec.source_paths})
+
+
+def _keep_freed_pages() -> None:
+    """Let Arrow use an allocator that gives the next batch the pages of the last one.
+
+    Arrow's own choice returns them to the system, which clears them again: a tenth of the time, and a higher peak.
+    """
+    if "jemalloc" in pa.supported_memory_backends():
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 
 def _rollback_quietly(arrow: Any) -> None:

@@ -91,11 +91,11 @@ def new_log(new_database: Callable[[], Database], tmp_path: Path) -> Callable[[]
     """Makes ledgers with the tenants acme and globex and nothing in them."""
 
     def make() -> Log:
-        database = new_database()
+        database = Database(new_database().admin_url, is_embedded=False)  # each with memories of its own
         with database.transaction() as connection:
             for tenant in ("acme", "globex"):
                 fetch(connection, "select platform.register_tenant($1, $1, 'h')", (tenant,))
-        return Log(database, KeyStore(tmp_path / f"keys-{database.admin_url.partition('?')[0].rpartition('/')[2]}"))
+        return Log(database, KeyStore.of(tmp_path, database))
 
     return make
 

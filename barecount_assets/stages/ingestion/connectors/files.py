@@ -165,11 +165,20 @@ class FilesConnector:
             return
         base, patterns, recursive = self._search(path, info)
         selector = arrow_fs.FileSelector(base, recursive=recursive)
+        if not self.path.startswith(_S3):
+            _refuse_dangling_links(base, patterns, recursive)
         for info in self._filesystem.get_file_info(selector):
             name = posixpath.relpath(info.path, base)
             match = next(filter(None, (pattern.fullmatch(name) for pattern in patterns)), None)
-            if match and info.type == arrow_fs.FileType.File:
-                yield _date(match, self._uri(info.path)), name, info
+            if match is None:
+                continue
+            day = _date(match, self._uri(info.path))
+            if info.type == arrow_fs.FileType.File:
+                yield day, name, info
+            elif day is not None or info.type != arrow_fs.FileType.Directory:
+                # A day's file that cannot be read must not look like a day without one.
+                kind = "a folder" if info.type == arrow_fs.FileType.Directory else "neither a file nor a folder"
+                raise _no_file(self._uri(info.path), kind)
 
     def _search(self, path: str, info: arrow_fs.FileInfo) -> tuple[str, list[re.Pattern[str]], bool]:
         """Folder to list, patterns of the paths in it, and whether to list its folders too."""
@@ -276,6 +285,13 @@ def _reading(where: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise _failure(error, where) from error
+    except UnicodeDecodeError as error:
+        named = error.object.decode(errors="backslashreplace")
+        raise BareCountError(
+            ErrorCode.SOURCE_UNREADABLE,
+            f"{named}: found a name that is not UTF-8, which no manifest can name",
+            hint="Rename the file.",
+        ) from error
 
 
 _REFUSED_BY_AWS = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN")
@@ -296,6 +312,26 @@ def _failure(error: OSError, where: str) -> BareCountError:
         ErrorCode.SOURCE_UNREADABLE,
         f"{where}: cannot be read: {error.strerror or text.splitlines()[0]}",
         hint="Grant the account that runs BareCount read access to the file and its folders.",
+    )
+
+
+def _refuse_dangling_links(base: str, patterns: list[re.Pattern[str]], recursive: bool) -> None:
+    """Arrow leaves links without a target, and those that lead to themselves, out of its listing."""
+    for folder, folders, files in os.walk(base):
+        for name in files:
+            path = os.path.join(folder, name)
+            relative = posixpath.relpath(path, base)
+            if any(pattern.fullmatch(relative) for pattern in patterns) and not os.path.exists(path):
+                raise _no_file(path, "a link without a target")
+        if not recursive:
+            folders.clear()
+
+
+def _no_file(where: str, found: str) -> BareCountError:
+    return BareCountError(
+        ErrorCode.SOURCE_UNREADABLE,
+        f"{where}: found {found}, allowed is a file",
+        hint="Deliver the file itself, or move this away.",
     )
 
 
