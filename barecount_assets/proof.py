@@ -19,7 +19,8 @@ from resources.governance.kpis import Kpi
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import gdp_store, published_store
-from resources.trust import ledger
+from resources.trust import checkpoints, ledger
+from resources.trust.signing import KeyStore
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ class Proof:
     code_version: str
     manifest_hash: str
     evidence: Mapping[str, int]
+    inclusion: Mapping[str, Any] | None = None
     verified: Sequence[Verified] = field(default=())
     findings: Sequence[str] = ()
 
     @property
     def holds(self) -> bool:
-        return all(item.ok for item in self.verified) and not self.findings
+        proven = self.inclusion is not None and self.inclusion["holds"]
+        return proven and all(item.ok for item in self.verified) and not self.findings
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "holds": self.holds,
@@ -80,6 +83,10 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
     kpi = _kpi(environment, name)
     tenant_id = tenant_id or _only_tenant(environment, kpi)
     environment.declarations.tenant(tenant_id)
+    with environment.database.connect(autocommit=True) as connection:
+        _publication(connection, tenant_id, kpi.name)
+        chain = ledger.verify(connection, tenant_id)
+    findings = [finding.message for finding in chain.findings] or _sign(environment, tenant_id)
     with environment.database.transaction() as connection:
         connection.execute("set transaction isolation level repeatable read")
         publication = _publication(connection, tenant_id, kpi.name)
@@ -93,7 +100,7 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
             *_verify_gdps(connection, environment, kpi.metadata.pipeline, tenant_id, publication["run_id"], normalized),
         ]
         batches, checks = _batches(connection, environment, tenant_id, normalized["inputs"])
-        chain = ledger.verify(connection, tenant_id)
+        inclusion = None if findings else _inclusion(connection, tenant_id, publication["evidence_seq"])
         return Proof(
             tenant_id=tenant_id,
             kpi=f"{kpi.metadata.pipeline}.{kpi.name}",
@@ -124,11 +131,33 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
                 "kpi.published": publication["evidence_seq"],
                 "kpi_build.finished": published["build"]["evidence"],
                 "normalization.finished": build["gdp"]["evidence"],
-                "entries_in_chain": chain.entries,
+                "entries_in_chain": inclusion["tree_size"] if inclusion else chain.entries,
             },
+            inclusion=inclusion,
             verified=[*verified, *checks],
-            findings=[finding.message for finding in chain.findings],
+            findings=findings,
         )
+
+
+def _sign(environment: StageEnvironment, tenant_id: str) -> list[str]:
+    """Sign the ledger, found intact, so that the proof can end in a signed root; the reason where that is refused."""
+    keys = KeyStore.of(environment.settings.data_dir, environment.database)
+    try:
+        checkpoints.create(environment.database, keys, tenant_id)
+    except BareCountError as error:
+        if error.code is not ErrorCode.EVIDENCE_BROKEN:
+            raise
+        return [error.message]
+    return []
+
+
+def _inclusion(connection: psycopg.Connection, tenant_id: str, seq: int) -> dict[str, Any]:
+    """Proof that the publication's entry is in the signed tree."""
+    proved = checkpoints.prove(connection, tenant_id, seq)
+    return {
+        "entry": seq, "tree_size": proved.checkpoint.size, "root": proved.checkpoint.root.hex(),
+        "hashes": [item.hex() for item in proved.hashes], "key": proved.key.text, "holds": proved.holds,
+    }
 
 
 def _kpi(environment: StageEnvironment, name: str) -> Kpi:

@@ -48,6 +48,13 @@ def show(proof: Proof, *, as_json: bool) -> None:
         if count > _LISTED_BATCHES:
             console.print(f"             and {count - _LISTED_BATCHES} more (--json lists all)", style="dim")
     console.print(f"code       {proof.code_version[:16]}…, manifest {proof.manifest_hash[:16]}…")
+    if proof.inclusion is not None:
+        console.print(
+            f"included   entry {proof.inclusion['entry']} of {proof.inclusion['tree_size']} under root "
+            f"{proof.inclusion['root'][:16]}… by {len(proof.inclusion['hashes'])} hashes, signed by "
+            f"{proof.inclusion['key']}",
+            soft_wrap=True,
+        )
     failed = [item for item in proof.verified if not item.ok]
     if proof.holds:
         console.print(f"[green]verified[/]   {len(proof.verified)} checksums recomputed and "
