@@ -4,8 +4,8 @@ An object's key is `tenant=<t>/dataset=<d>/load_date=<date>/run=<token>/<sha256>
 object's own bytes. Writing a key that exists is refused unless the bytes are the same, which is how a run that was
 killed after the write and before the commit finds its own object again. Objects are never replaced or changed.
 
-Row groups have a fixed number of rows whatever the batches handed in, and how a column is encoded depends on the rows of
-the first of them, so the same rows give the same bytes with the same Parquet writer.
+Row groups have a fixed number of rows whatever the batches handed in, and how a column is encoded depends on the rows
+of the first of them, so the same rows give the same bytes with the same Parquet writer.
 """
 
 from __future__ import annotations

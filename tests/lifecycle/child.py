@@ -124,11 +124,10 @@ def run(pipe: Connection, stop: Stop | None, settings: Settings, url: str, reque
 
 
 def barecount(pipe: Connection, stop: Stop | None, environment: dict[str, str], output: Path, *words: str) -> None:
-    """The command `barecount`, its standard output and error in one file; it exits with the command's code."""
+    """The command `barecount`; it prints into files of the folder `output` and exits with the command's code."""
     os.environ.update(environment)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     steps = Steps(pipe, stop)
     steps.watch()
     pipe.recv()  # everybody begins at the same moment

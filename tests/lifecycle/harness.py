@@ -53,6 +53,14 @@ def _warm_up() -> None:
         forkserver.ensure_running()
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens soon."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
 # --- sources -----------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +110,12 @@ class Uninterrupted:
     states: Mapping[int, State]
     runs: Mapping[int, Child]
 
+    def stop_before(self, stage: str, label: str) -> Stop:
+        """Stand still in the middle of a stage of the first run: before the middle one of the steps so labelled."""
+        labels = [step.label for _, step in self.runs[1].steps if step.stage == stage]
+        numbers = [number for number, found in enumerate(labels) if found.startswith(label)]
+        return Stop(stage, numbers[len(numbers) // 2], hold=True)
+
 
 @functools.cache
 def uninterrupted(server: str, folder: Path) -> Uninterrupted:
@@ -122,14 +136,15 @@ def project(folder: Path, like: Settings | None = None) -> Settings:
     return Settings(PROJECT, folder, str(folder / "raw"), None)
 
 
-def new_database(server: str, name: str) -> Database:
+def new_database(server: str, name: str, *, synchronous_commit: bool = False) -> Database:
     """An empty migrated database on the server of which `server` is the URL of the migrated template.
 
-    Only the server's clients are killed in these tests, so commits need not wait for the disk.
+    Where only clients of the server are killed, commits need not wait for the disk.
     """
     with psycopg.connect(server.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
         connection.execute(f"create database {name} template barecount")
-        connection.execute(f"alter database {name} set synchronous_commit = off")
+        if not synchronous_commit:
+            connection.execute(f"alter database {name} set synchronous_commit = off")
     return Database(server.replace("/barecount?", f"/{name}?"), is_embedded=True)
 
 
@@ -249,17 +264,40 @@ def attempt(settings: Settings, database: Database, request: RunRequest, stop: S
     raise AssertionError("the lock of a run that is gone was never set free")
 
 
-def barecount(
-    settings: Settings, database: Database, output: Path, *words: str, stop: Stop | None = None
-) -> Child:
-    """The command in a child that waits for `begin`."""
-    from tests.lifecycle import child
+class Command:
+    """The command `barecount run` for one tenant, in a child that waits for `begin`.
 
-    environment = {
-        "BARECOUNT_PROJECT_DIR": str(settings.project_dir), "BARECOUNT_DATA_DIR": str(settings.data_dir),
-        "BARECOUNT_RAW_STORE": settings.raw_store, "BARECOUNT_DATABASE_URL": database.admin_url,
-    }
-    return Child(child.barecount, environment, output, *words, stop=stop)
+    Attributes:
+        child: the process.
+        outcome: what it printed as JSON, once it has ended.
+    """
+
+    def __init__(
+        self, settings: Settings, database: Database, request: RunRequest, output: Path, stop: Stop | None = None
+    ) -> None:
+        from tests.lifecycle import child
+
+        environment = {
+            "BARECOUNT_PROJECT_DIR": str(settings.project_dir), "BARECOUNT_DATA_DIR": str(settings.data_dir),
+            "BARECOUNT_RAW_STORE": settings.raw_store, "BARECOUNT_DATABASE_URL": database.admin_url,
+        }
+        output.mkdir(parents=True)
+        self._output = output
+        self.child = Child(
+            child.barecount, environment, output, "run", request.pipeline, "--tenant", request.tenant_id,
+            "--from", request.start.isoformat(), "--to", request.end.isoformat(), "--json", stop=stop,
+        )
+
+    def wait(self) -> int:
+        """Listen to the end; returns the exit code. A command that printed a traceback fails the test."""
+        code = self.child.wait()
+        printed = {name: (self._output / name).read_text() for name in ("stdout", "stderr")}
+        assert "Traceback" not in printed["stdout"] + printed["stderr"], printed
+        assert printed["stderr"] == "", printed
+        self.outcome: dict[str, Any] = json.loads(printed["stdout"])
+        if isinstance(self.outcome, list):
+            (self.outcome,) = self.outcome
+        return code
 
 
 # --- what is left behind -----------------------------------------------------------------------------------------

@@ -7,16 +7,19 @@ correction back.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 import psycopg
 import pytest
 
-from barecount_assets.lifecycle import RunOutcome
+from barecount_assets import lifecycle
+from barecount_assets.lifecycle import RunOutcome, RunRequest
+from barecount_assets.stages import execute
 from resources.runners.stage import Stage
 from resources.storage import gdp_store
+from resources.trust import ledger
 from tests.lifecycle.conftest import FIRST_DAY, LAST_DAY, Books, Content, Project, published, receipt, three_months
 
 MODELS = ("customer", "invoice_payment", "invoice_settlement")
@@ -65,11 +68,11 @@ def history(new_project: Callable[..., Project]) -> History:
     first = moment()
     books.payments("2026-03-20", ("P4", "I4", "2026-02-20", 100), suffix="_late")  # of February, a month late
     late = moment()
-    ledger = project.folder("acme") / "erp" / "invoices_2026-02-03.csv"
-    original = ledger.read_bytes()
+    file = project.folder("acme") / "erp" / "invoices_2026-02-03.csv"
+    original = file.read_bytes()
     books.invoices("2026-02-03", ("I3", "C1", "NORTH", "2026-02-03", 350), ("I4", "C2", "SOUTH", "2026-02-03", 400))
     corrected = moment()
-    ledger.write_bytes(original)
+    file.write_bytes(original)
     reverted = moment()
     return History(project, first, late, corrected, reverted)
 
@@ -203,3 +206,85 @@ def test_a_pointer_turned_back_to_an_older_publication_is_found(history: History
     assert result.exit_code == 1 and "NOT PROVEN" in result.stdout
     assert "current version of dso: evidence says 4" in result.stdout
     assert project.command(*explain).exit_code == 0
+
+
+# Copies of a file ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counter:
+    """The ERP's files of one day, and the invoices that count after they were ingested."""
+
+    project: Project
+    books: Books
+
+    def say(self, suffix: str, *invoices: str) -> None:
+        """One of the day's files has these invoices now."""
+        self.books.invoices(
+            "2026-01-05", *((name, "C1", "NORTH", "2026-01-05", 100) for name in invoices), suffix=suffix)
+
+    def counted(self) -> list[str]:
+        """Ingest, twice; the invoices that count, each as often as it does."""
+        environment = self.project.environment
+        manifest = environment.declarations.effective("order_to_cash", "acme")
+        specs = lifecycle.specs(manifest, RunRequest("order_to_cash", "acme", FIRST_DAY, LAST_DAY))
+        (spec,) = [spec for spec in specs if spec.stage is Stage.INGESTION and spec.source == "invoices"]
+        execute(spec, lambda *_: None, environment)
+        found = self._found()
+        again = execute(spec, lambda *_: None, environment)
+        assert not again.changed and self._found() == found, "a second run finds nothing to do"
+        assert not execute(replace(spec, probe=True), lambda *_: None, environment).changed
+        return found
+
+    def _found(self) -> list[str]:
+        return [invoice for (invoice,) in self.project.rows(
+            "select invoice_id from raw.order_to_cash__invoices join platform.raw_batch on batch_id = _batch_id "
+            "where is_current order by 1")]
+
+
+@pytest.fixture
+def counter(new_project: Callable[..., Project]) -> Counter:
+    project = new_project()
+    return Counter(project, Books(project.folder("acme")))
+
+
+def test_a_copy_of_a_file_counts_once(counter: Counter) -> None:
+    counter.say("", "A", "B")
+    assert counter.counted() == ["A", "B"]
+    counter.say("_copy", "A", "B")
+    assert counter.counted() == ["A", "B"]
+    kinds = counter.project.rows("select kind, subject from platform.evidence where kind like 'batch.%' order by seq")
+    assert kinds == [("batch.landed", "order_to_cash.invoices/invoices_2026-01-05.csv"),
+                     ("batch.redelivered", "order_to_cash.invoices/invoices_2026-01-05_copy.csv")]
+
+
+@pytest.mark.parametrize("corrected", ["", "_copy"])
+def test_of_two_copies_one_can_be_corrected_and_the_other_still_counts(counter: Counter, corrected: str) -> None:
+    (other,) = {"", "_copy"} - {corrected}
+    counter.say(corrected, "A", "B")
+    counter.say(other, "A", "B")
+    assert counter.counted() == ["A", "B"]
+    counter.say(corrected, "C")
+    assert counter.counted() == ["A", "B", "C"]
+    counter.say(other, "D")
+    assert counter.counted() == ["C", "D"]
+    counter.say(corrected, "A", "B")
+    assert counter.counted() == ["A", "B", "D"]
+
+
+def test_a_file_that_comes_to_say_what_another_says_takes_back_what_it_said(counter: Counter) -> None:
+    counter.say("", "A")
+    counter.say("_more", "B")
+    assert counter.counted() == ["A", "B"]
+    counter.say("_more", "A")
+    assert counter.counted() == ["A"]
+
+
+def test_a_file_can_go_back_and_forth_any_number_of_times(counter: Counter) -> None:
+    for _ in range(3):
+        for invoice in ("A", "B"):
+            counter.say("", invoice)
+            assert counter.counted() == [invoice]
+    assert counter.project.value("select count(*) from platform.raw_batch") == 2
+    with counter.project.database.connect(autocommit=True) as connection:
+        assert ledger.verify(connection, "acme").intact

@@ -91,7 +91,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
 
 @dataclass(frozen=True)
 class _Landed:
-    """What became of one unit; state is landed, reinstated or known."""
+    """What became of one unit; state is landed, reinstated, redelivered or known."""
 
     unit: Unit
     state: str
@@ -121,51 +121,54 @@ class _Landing:
             self._arrow.close()
 
     def all_known(self, connection: psycopg.Connection, units: list[Unit]) -> bool:
-        """Whether every unit's content has landed and is current. A stream is unknown until it is read."""
+        """Whether every unit's content has landed as what the unit says. A stream is unknown until it is read."""
         for unit in units:
-            batch = unit.sha256 and self._known(connection, unit.partition_date, unit.sha256)
-            if not batch or not batch["is_current"]:
+            batch = unit.sha256 and self._known(connection, unit, unit.sha256)
+            if not batch or not batch["is_said"]:
                 return False
         return True
 
     def land(self, connection: psycopg.Connection, unit: Unit) -> _Landed:
         """Land one unit unless its content is there."""
         if unit.sha256 is not None:
-            known = self._known(connection, unit.partition_date, unit.sha256)
+            known = self._known(connection, unit, unit.sha256)
             if known is not None:
                 return self._recognise(connection, unit, known)
         observed = self._connector.observed_schema(unit)
         with unavailable_as_error():
             return self._copy(connection, unit, observed)
 
-    def _known(
-        self, connection: psycopg.Connection, day: dt.date | None, content_sha256: str
-    ) -> dict[str, Any] | None:
+    def _known(self, connection: psycopg.Connection, unit: Unit, content_sha256: str) -> dict[str, Any] | None:
+        """The batch with this content of the unit's day; `is_said` tells whether it is what the unit says now."""
         rows = fetch_dicts(
             connection,
-            "select * from platform.raw_batch where tenant_id = $1 and dataset = $2 "
-            "and partition_date is not distinct from $3::date and content_sha256 = $4",
-            (self._spec.tenant_id, self._raw.dataset, day, content_sha256),
+            "select b.*, exists (select from platform.source_unit u where u.tenant_id = b.tenant_id "
+            "and u.dataset = b.dataset and u.source_id = $5 and u.batch_id = b.batch_id) as is_said "
+            "from platform.raw_batch b where b.tenant_id = $1 and b.dataset = $2 "
+            "and b.partition_date is not distinct from $3::date and b.content_sha256 = $4",
+            (self._spec.tenant_id, self._raw.dataset, unit.partition_date, content_sha256, unit.source_id),
         )
         return rows[0] if rows else None
 
     def _recognise(self, connection: psycopg.Connection, unit: Unit, batch: dict[str, Any]) -> _Landed:
-        """Known content is current already, or becomes it again when an older file came back."""
-        if batch["is_current"]:
+        """Known content is what the unit says already, or comes again: as a copy, or back from an earlier state."""
+        if batch["is_said"]:
             return _Landed(unit, "known", batch)
-        token = run_token(batch=batch["run_token"], reinstated_after=batch["evidence_seq"])
+        state = "redelivered" if batch["is_current"] else "reinstated"
         with connection.transaction():
-            seq = ledger.append(
+            # The same content can come and go any number of times; what was last on record tells them apart.
+            (head,) = fetch(connection, "select seq from platform.evidence_head where tenant_id = $1",
+                            (self._spec.tenant_id,))[0]
+            ledger.append(
                 connection,
                 ledger.Entry(
-                    self._spec.tenant_id, "batch.reinstated", f"{batch['dataset']}/{batch['source_id']}", token,
+                    self._spec.tenant_id, f"batch.{state}", f"{batch['dataset']}/{unit.source_id}",
+                    run_token(batch=batch["run_token"], source_id=unit.source_id, after=head),
                     {"content_sha256": batch["content_sha256"], "landed_in_entry": batch["evidence_seq"]},
                 ),
             )
-            fetch(connection, _RETIRE, (self._spec.tenant_id, self._raw.dataset, batch["source_id"]))
-            fetch(connection, "update platform.raw_batch set is_current = true where batch_id = $1",
-                  (batch["batch_id"],))
-        return _Landed(unit, "reinstated", {**batch, "reinstated_in_entry": seq})
+            fetch(connection, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch["batch_id"]))
+        return _Landed(unit, state, batch)
 
     def _copy(self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema) -> _Landed:
         if self._arrow is None:
@@ -203,7 +206,7 @@ class _Landing:
                 stored, refused = accepted.finish(), quarantine.finish()
                 content = unit.sha256 or stored.sha256
                 if unit.sha256 is None:
-                    known = self._known(connection, unit.partition_date, content)
+                    known = self._known(connection, unit, content)
                     if known is not None:
                         self._arrow.rollback()
                         if unit.cursor is not None:
@@ -252,8 +255,8 @@ class _Landing:
             ledger.Entry(self._spec.tenant_id, "batch.landed", subject, token,
                          {**payload, "manifest_hash": self._manifest_hash}),
         )
-        fetch(self._arrow, _RETIRE, (self._spec.tenant_id, self._raw.dataset, unit.source_id))
         fetch(self._arrow, _REGISTER, (as_json({**batch, "evidence_seq": seq}),))
+        fetch(self._arrow, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id))
         if unit.cursor is not None:
             fetch(self._arrow, _SET_CURSOR, self._cursor_key(unit.cursor))
         return {**batch, "evidence_seq": seq}
@@ -414,7 +417,8 @@ def _finish(
     )
     per_day: dict[str, dict[str, int]] = {}
     for batch in unique:
-        day = per_day.setdefault(str(batch["partition_date"] or ""), dict.fromkeys(("received", "accepted", "quarantined"), 0))
+        nothing = dict.fromkeys(("received", "accepted", "quarantined"), 0)
+        day = per_day.setdefault(str(batch["partition_date"] or ""), nothing)
         for name in day:
             day[name] += batch[name]
     return StageReceipt(
@@ -508,9 +512,9 @@ def _days_marked(connection: psycopg.Connection, spec: StageSpec, dated: bool, w
     return marked == (window.end - window.start).days + 1
 
 
-_RETIRE = """
-update platform.raw_batch set is_current = false
-where tenant_id = $1 and dataset = $2 and source_id = $3 and is_current
+_POINT = """
+insert into platform.source_unit (tenant_id, dataset, source_id, batch_id) values ($1, $2, $3, $4)
+on conflict (tenant_id, dataset, source_id) do update set batch_id = excluded.batch_id
 """
 _REGISTER = """
 insert into platform.raw_batch (

@@ -1,0 +1,110 @@
+"""PostgreSQL goes away in the middle of a run: one clear error, nothing lost, and the next run ends as it should."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from resources.runners.stage import Stage
+from resources.runtime import embedded, migrations
+from resources.runtime.errors import BareCountError
+from tests.lifecycle import harness
+from tests.lifecycle.harness import Command, State, Stop, Uninterrupted
+
+IMMEDIATE, KILLED = signal.SIGQUIT, signal.SIGKILL
+
+
+class Server:
+    """A PostgreSQL server of the test's own, which it may treat badly."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.url = embedded.start(folder)
+        migrations.upgrade(self.url)
+
+    def crash(self, how: signal.Signals) -> None:
+        """End the server without a checkpoint, and wait until it is gone."""
+        postmaster = int((self._folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(postmaster, how)
+        harness.until(lambda: not _is_running(postmaster))
+
+    def start(self) -> None:
+        """Start it again, as soon as what the crash left behind allows."""
+        harness.until(self._is_started)
+
+    def _is_started(self) -> bool:
+        try:
+            return embedded.start(self._folder) == self.url
+        except (BareCountError, psycopg.OperationalError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="bc-restart-"))
+    folder.chmod(0o755)
+    yield Server(folder)
+    embedded.stop(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: str, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    return harness.uninterrupted(server, tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(
+    ("how", "stage", "step"),
+    [
+        pytest.param(KILLED, Stage.INGESTION, "arrow: commit", id="killed while files land"),
+        pytest.param(IMMEDIATE, Stage.NORMALIZATION, "dbt: ", id="restarted while dbt works"),
+        pytest.param(IMMEDIATE, Stage.KPI_BUILD, "progress: gates", id="restarted while gates decide"),
+        pytest.param(KILLED, Stage.PUBLISH, "insert into platform.publication", id="killed while publishing"),
+    ],
+)
+def test_a_run_that_loses_postgresql_says_so_and_the_next_one_ends_like_an_uninterrupted_one(
+    own_server: Server, how: signal.Signals, stage: Stage, step: str, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    database = harness.new_database(own_server.url, f"{stage}_{how.name}".lower(), synchronous_commit=True)
+    request = uninterrupted.deliveries.deliver(1, settings)
+    stop = uninterrupted.stop_before(stage, step)
+
+    command = Command(settings, database, request, tmp_path / "lost", stop)
+    command.child.begin()
+    assert command.child.until_stop() is not None
+    committed = harness.entries(database)
+    own_server.crash(how)
+    own_server.start()
+    command.child.begin()
+    assert command.wait() == 1
+    assert command.outcome["error"]["code"] == "database.unavailable", command.outcome
+    assert command.outcome["error"]["retryable"]
+    assert "run the same command again" in command.outcome["error"]["hint"]
+
+    kept = harness.entries(database)
+    assert kept == committed[: len(kept)]
+    # Files land without waiting for the disk: the last ones may land again. Nothing else may go.
+    assert {kind for _, kind, *_ in committed[len(kept) :]} <= {"batch.landed"}
+
+    again = Command(settings, database, request, tmp_path / "again")
+    again.child.begin()
+    assert again.wait() == 0, again.outcome
+    differences = State.of(database, settings).differences(uninterrupted.states[1])
+    assert not differences, "\n".join(differences)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
