@@ -117,15 +117,15 @@ def run(
             the run later is in the outcome.
     """
     manifest = environment.declarations.effective(request.pipeline, request.tenant_id)
-    with environment.run_lock(request.tenant_id, request.pipeline):
+    with environment.run_lock(request.tenant_id, request.pipeline) as check_lock:
         done = probe(environment, manifest, request)
         if done is not None:
             return RunOutcome(request, False, done)
-        return _run_in_dagster(environment, request, progress, on_receipt)
+        return _run_in_dagster(environment, request, check_lock, progress, on_receipt)
 
 
 def _run_in_dagster(
-    environment: StageEnvironment, request: RunRequest, progress: Progress,
+    environment: StageEnvironment, request: RunRequest, check_lock: Callable[[], None], progress: Progress,
     on_receipt: Callable[[StageReceipt], None] | None,
 ) -> RunOutcome:
     instance = open_instance(environment.settings, environment.database)
@@ -140,7 +140,7 @@ def _run_in_dagster(
         if on_receipt is not None:
             on_receipt(receipt)
 
-    runner = Runner(environment, progress, collect)
+    runner = Runner(environment, progress, collect, check_lock)
     job = build_defs(environment.settings.project_dir, {"runner": runner}).resolve_job_def(request.pipeline)
     with instance:
         for abandoned in _unfinished(instance, request.pipeline, {keys.TENANT_TAG: request.tenant_id}):

@@ -13,7 +13,7 @@ from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.runners.facade import Progress, RunnerFacade
 from resources.runners.stage import CheckOutcome, StageReceipt, StageSpec
-from resources.runtime.errors import BareCountError, unexpected
+from resources.runtime.errors import BareCountError, ErrorCode, unexpected
 
 _LOG_EVERY_SECONDS = 5.0
 
@@ -22,6 +22,9 @@ class Runner:
     """The `runner` resource: hands stage specifications to the runner facade.
 
     Nothing is opened before the first stage runs, so definitions load without a database.
+
+    A run that holds a lock of its own gives `check_lock`: no stage starts once that raises, and a stage that lost the
+    database, and the lock with it, is not tried again.
     """
 
     def __init__(
@@ -29,8 +32,10 @@ class Runner:
         environment: StageEnvironment | None = None,
         progress: Progress | None = None,
         on_receipt: Callable[[StageReceipt], None] | None = None,
+        check_lock: Callable[[], None] | None = None,
     ) -> None:
         self._environment, self._progress, self._on_receipt = environment, progress, on_receipt
+        self._check_lock = check_lock
         self.first_error: BareCountError | None = None
 
     @cached_property
@@ -45,6 +50,8 @@ class Runner:
             dg.Failure: with the envelope as metadata; a retry is allowed only where it can help.
         """
         try:
+            if self._check_lock is not None:
+                self._check_lock()
             receipt = self._facade.run(spec, self._progress or _log_progress(context))
         except Exception as cause:
             error = cause if isinstance(cause, BareCountError) else unexpected(cause)
@@ -52,7 +59,8 @@ class Runner:
             raise dg.Failure(
                 description=str(error),
                 metadata={"error": dg.MetadataValue.json(error.envelope()["error"])},
-                allow_retries=error.retryable,
+                allow_retries=error.retryable and not (
+                    self._check_lock is not None and error.code is ErrorCode.DATABASE_UNAVAILABLE),
             ) from cause
         what = "done" if receipt.changed else "nothing to do"
         context.log.info(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,8 +82,11 @@ class StageEnvironment:
                 fetch(connection, "select pg_advisory_unlock($1, $2)", key)
 
     @contextmanager
-    def run_lock(self, tenant_id: str, pipeline: str) -> Iterator[None]:
+    def run_lock(self, tenant_id: str, pipeline: str) -> Iterator[Callable[[], None]]:
         """Held by a whole run from the command line; a second one is refused at once.
+
+        Yields a check that the lock is still held: a server that restarts sets it free, and another run may begin.
+        The check raises database.unavailable when it is lost.
 
         Raises:
             BareCountError: run.in_progress.
@@ -92,7 +95,12 @@ class StageEnvironment:
             key = (_RUN_LOCK_SPACE, lock_key(tenant_id, pipeline))
             if not fetch(connection, "select pg_try_advisory_lock($1, $2)", key)[0][0]:
                 raise in_progress(tenant_id, pipeline)
-            yield
+
+            def check() -> None:
+                with unavailable_as_error():
+                    fetch(connection, "select 1")
+
+            yield check
 
     def register_tenant(self, connection: psycopg.Connection, tenant_id: str) -> None:
         """Make the tenant known to the database: its row, its chain of evidence, its analyst role."""

@@ -62,7 +62,10 @@ class Steps:
             stop = self._stop
             if stop is not None and stop.stage == self._stage:
                 if self._count == stop.step:
-                    self._reach()
+                    self._stop = None  # once is enough, whatever is tried again
+                    self._pipe.send(Reached())
+                    if stop.hold:
+                        self._pipe.recv()
                 self._count += 1
 
     def progress(self, message: str, done: int, total: int) -> None:
@@ -102,12 +105,6 @@ class Steps:
             return original(*args, **kwargs)
 
         setattr(owner, name, announced)
-
-    def _reach(self) -> None:
-        hold = self._stop is not None and self._stop.hold
-        self._pipe.send(Reached())
-        if hold:
-            self._pipe.recv()
 
 
 def run(pipe: Connection, stop: Stop | None, settings: Settings, url: str, request: RunRequest) -> None:

@@ -16,7 +16,7 @@ from resources.runners.stage import Stage
 from resources.runtime import embedded, migrations
 from resources.runtime.errors import BareCountError
 from tests.lifecycle import harness
-from tests.lifecycle.harness import Command, State, Stop, Uninterrupted
+from tests.lifecycle.harness import Command, State, Uninterrupted
 
 IMMEDIATE, KILLED = signal.SIGQUIT, signal.SIGKILL
 
@@ -62,16 +62,17 @@ def uninterrupted(server: str, tmp_path_factory: pytest.TempPathFactory) -> Unin
 
 @pytest.mark.crash
 @pytest.mark.parametrize(
-    ("how", "stage", "step"),
+    ("how", "back", "stage", "step"),
     [
-        pytest.param(KILLED, Stage.INGESTION, "arrow: commit", id="killed while files land"),
-        pytest.param(IMMEDIATE, Stage.NORMALIZATION, "dbt: ", id="restarted while dbt works"),
-        pytest.param(IMMEDIATE, Stage.KPI_BUILD, "progress: gates", id="restarted while gates decide"),
-        pytest.param(KILLED, Stage.PUBLISH, "insert into platform.publication", id="killed while publishing"),
+        pytest.param(KILLED, "at once", Stage.INGESTION, "arrow: commit", id="killed while files land"),
+        pytest.param(IMMEDIATE, "at once", Stage.NORMALIZATION, "dbt: ", id="restarted while dbt works"),
+        pytest.param(IMMEDIATE, "later", Stage.KPI_BUILD, "progress: gates", id="away while gates decide"),
+        pytest.param(KILLED, "later", Stage.PUBLISH, "insert into platform.publication", id="away while publishing"),
     ],
 )
 def test_a_run_that_loses_postgresql_says_so_and_the_next_one_ends_like_an_uninterrupted_one(
-    own_server: Server, how: signal.Signals, stage: Stage, step: str, tmp_path: Path, uninterrupted: Uninterrupted
+    own_server: Server, how: signal.Signals, back: str, stage: Stage, step: str, tmp_path: Path,
+    uninterrupted: Uninterrupted,
 ) -> None:
     settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
     database = harness.new_database(own_server.url, f"{stage}_{how.name}".lower(), synchronous_commit=True)
@@ -83,9 +84,12 @@ def test_a_run_that_loses_postgresql_says_so_and_the_next_one_ends_like_an_unint
     assert command.child.until_stop() is not None
     committed = harness.entries(database)
     own_server.crash(how)
-    own_server.start()
+    if back == "at once":
+        own_server.start()
     command.child.begin()
     assert command.wait() == 1
+    if back == "later":
+        own_server.start()
     assert command.outcome["error"]["code"] == "database.unavailable", command.outcome
     assert command.outcome["error"]["retryable"]
     assert "run the same command again" in command.outcome["error"]["hint"]

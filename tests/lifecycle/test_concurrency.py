@@ -1,0 +1,129 @@
+"""Two runs of the same data never interleave, two tenants never disturb each other."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from barecount_assets import lifecycle
+from barecount_assets.stages import execute
+from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.declarations import load
+from resources.runners.stage import Stage, StageReceipt, StageSpec
+from tests.lifecycle import harness
+from tests.lifecycle.harness import PROJECT, TENANT, Command, Deliveries, State, Uninterrupted
+
+OTHER_TENANT = "globex"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: str, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    return harness.uninterrupted(server, tmp_path_factory.getbasetemp())
+
+
+def test_of_two_runs_of_the_same_data_at_the_same_moment_one_works_and_one_refuses(
+    server: str, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    database = harness.new_database(server, "raced")
+    request = uninterrupted.deliveries.deliver(1, settings)
+    commands = [Command(settings, database, request, tmp_path / str(number)) for number in range(3)]
+    for command in commands:
+        command.child.begin()
+    codes = [command.wait() for command in commands]
+
+    worked = [c for c, code in zip(commands, codes, strict=True) if code == 0 and c.outcome["changed"]]
+    found_all_done = [c for c, code in zip(commands, codes, strict=True) if code == 0 and not c.outcome["changed"]]
+    refused = [c for c, code in zip(commands, codes, strict=True) if code == 1]
+    assert len(worked) == 1
+    assert len(worked) + len(found_all_done) + len(refused) == len(commands)
+    for command in refused:
+        assert command.outcome["error"]["code"] == "run.in_progress" and command.outcome["error"]["retryable"]
+        assert f"a run of order_to_cash for tenant {TENANT} is in progress" in command.outcome["error"]["message"]
+    _assert_same(State.of(database, settings), uninterrupted.states[1])
+
+
+def test_a_run_is_refused_while_another_one_is_in_the_middle_and_welcome_after_it(
+    server: str, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    database = harness.new_database(server, "refused")
+    request = uninterrupted.deliveries.deliver(1, settings)
+    first = Command(
+        settings, database, request, tmp_path / "first", uninterrupted.stop_before(Stage.NORMALIZATION, "dbt: ")
+    )
+    first.child.begin()
+    assert first.child.until_stop() is not None
+    second = Command(settings, database, request, tmp_path / "second")
+    second.child.begin()
+    assert second.wait() == 1
+    assert second.outcome["error"]["code"] == "run.in_progress"
+    first.child.begin()
+    assert first.wait() == 0 and first.outcome["changed"]
+    third = Command(settings, database, request, tmp_path / "third")
+    third.child.begin()
+    assert third.wait() == 0 and not third.outcome["changed"]
+    _assert_same(State.of(database, settings), uninterrupted.states[1])
+
+
+def test_two_tenants_run_side_by_side_into_the_same_tables_from_the_first_run_on(
+    server: str, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    database = harness.new_database(server, "shared")
+    other = Deliveries.make(tmp_path / "sample", OTHER_TENANT)
+    commands = [
+        Command(settings, database, deliveries.deliver(1, settings, tenant), tmp_path / tenant)
+        for tenant, deliveries in ((TENANT, uninterrupted.deliveries), (OTHER_TENANT, other))
+    ]
+    for command in commands:
+        command.child.begin()
+    for command in commands:
+        assert command.wait() == 0, command.outcome
+        assert command.outcome["changed"]
+    _assert_same(State.of(database, settings, TENANT), uninterrupted.states[1])
+    assert State.of(database, settings, OTHER_TENANT).ledger
+
+
+def test_stages_called_from_two_threads_wait_for_each_other_and_do_the_work_once(
+    server: str, tmp_path: Path, uninterrupted: Uninterrupted
+) -> None:
+    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    environment = StageEnvironment(settings, harness.new_database(server, "threads"), load(PROJECT))
+    request = uninterrupted.deliveries.deliver(1, settings)
+    manifest = environment.declarations.effective(request.pipeline, request.tenant_id)
+    # Dagster begins with the calendar, and the ledger keeps the order.
+    for spec in sorted(lifecycle.specs(manifest, request), key=lambda s: (s.stage is not Stage.CALENDAR)):
+        first, second = _at_once(spec, environment)
+        assert first.changed != second.changed, f"{spec.stage} was done twice, or not at all"
+        assert (first.run_token, first.outputs) == (second.run_token, second.outputs)
+    _assert_same(State.of(environment.database, settings), uninterrupted.states[1])
+
+
+def _at_once(spec: StageSpec, environment: StageEnvironment) -> list[StageReceipt]:
+    """Receipts of the same stage run by two threads that begin together."""
+    together = threading.Barrier(2)
+    receipts: list[StageReceipt] = []
+    errors: list[Exception] = []
+
+    def call() -> None:
+        together.wait()
+        try:
+            receipts.append(execute(spec, lambda *_: None, environment))
+        except Exception as error:  # told in the thread of the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(harness.PATIENCE)
+    assert not errors, errors
+    return receipts
+
+
+def _assert_same(state: State, expected: State) -> None:
+    differences = state.differences(expected)
+    assert not differences, "\n".join(differences)
