@@ -1,8 +1,8 @@
 """Gates: what must hold of a KPI before it may be published.
 
 `acceptance` is a Great Expectations suite derived from the KPI's specification; `reconciliation` a full-key comparison
-with a system of record, in SQL, over the days that have been ingested, every difference kept. Great Expectations takes
-seconds to import, so it is imported here, when a gate is decided.
+with a system of record, in SQL, over everything we have and the days that have been ingested, every difference kept.
+Great Expectations takes seconds to import, so it is imported here, when a gate is decided.
 """
 
 from __future__ import annotations
@@ -155,7 +155,10 @@ def _arguments(result: Any) -> dict[str, Any]:
 def _reconciliation(
     connection: psycopg.Connection, kpi: Kpi, spec: StageSpec, manifest: Pipeline
 ) -> GateResult:
-    """Compare per period with the system of record, over every key of either side on an ingested day."""
+    """Compare per period with the system of record, over every key of ours and its keys of ingested days.
+
+    A line dated on a day that was never ingested is in the series all the same, so it must be in the other side too.
+    """
     rule = kpi.spec.reconciliation
     assert rule is not None
     before, _, after = rule.key.format.partition("{date}")
@@ -232,6 +235,6 @@ select coalesce(ours.key, theirs.key) as key, ours.amount as ours, theirs.amount
     coalesce(abs(ours.amount - theirs.amount) > $7::text::numeric, true) as differs
 from ours
 full join theirs on theirs.key = ours.key
-where coalesce(ours.key, theirs.key) in (select key from days union select month from days)
+where ours.key is not null or theirs.key in (select key from days union select month from days)
 order by 1
 """

@@ -49,7 +49,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         if not batches:
             raise BareCountError(
                 ErrorCode.SOURCE_NOT_FOUND,
-                f"there is nothing to normalize: no raw batch of {spec.pipeline} has landed for tenant {spec.tenant_id}",
+                f"there is nothing to normalize: no raw batch of {spec.pipeline} has landed for {spec.tenant_id}",
                 hint="check the window and the sources of the run",
             )
         run_id = history.run_number(
@@ -208,7 +208,8 @@ def _quarantine(connection: psycopg.Connection, spec: StageSpec, manifest: Pipel
 _QUARANTINE = """
 with added as (
     insert into platform.quarantine (
-        tenant_id, pipeline, dataset, stage, batch_id, source_id, row_number, field, reason, message, payload, run_token)
+        tenant_id, pipeline, dataset, stage, batch_id, source_id, row_number, field, reason, message, payload,
+        run_token)
     select r.tenant_id, $2, r.dataset, 'normalization', r.batch_id, b.source_id, r.row_number, $4, r.rule, r.message,
         convert_to((to_jsonb(raw) - '_tenant_id' - '_batch_id' - '_row_number')::text, 'UTF8'), $5
     from {rejected} r

@@ -302,7 +302,7 @@ class Command:
 
 # --- what is left behind -----------------------------------------------------------------------------------------
 
-_TABLES = """
+_TABLES = r"""
 select n.nspname::text as schema, c.relname::text as name,
     array_agg(a.attname::text order by a.attnum) as columns
 from pg_class c
@@ -310,6 +310,7 @@ join pg_namespace n on n.oid = c.relnamespace
 join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 where n.nspname in ('raw', 'gdp', 'kpi', 'published', 'platform') and c.relkind = 'r'
     and c.relname not in ('alembic_version', 'evidence', 'evidence_head')
+    and not c.relname like '%\_\_rejected'  -- what the run before refused, on its way into quarantine
     -- stamps of the platform's own clock; business times carry no time zone
     and a.atttypid <> 'timestamptz'::regtype and a.attname not in ('load_date', 'quarantine_id')
 group by 1, 2

@@ -6,6 +6,7 @@ without a trace; what was published stays, and putting the input right brings th
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import random
@@ -23,6 +24,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from barecount_assets import lifecycle
+from barecount_assets.lifecycle import RunRequest
+from barecount_assets.stages import execute
+from resources.runners.stage import Stage
 from resources.runtime.errors import ErrorCode
 from tests.lifecycle.conftest import PROJECT, Books, Project, three_months
 
@@ -48,7 +53,7 @@ class Shop:
             "publications": self.project.state("published"),
             "gdps": self.project.gdp_hashes("order_to_cash", "acme"),
             "batches": self.project.rows("select source_id, content_sha256 from platform.raw_batch "
-                                         "where is_current and received > 0 order by 1"),
+                                         "where is_current and accepted > 0 order by 1"),
         }
 
 
@@ -222,7 +227,7 @@ def truncated_parquet(shop: Shop) -> bytes:
 
 
 def wrong_delimiter(shop: Shop) -> bytes:
-    return (shop.erp / "invoices_2026-03-03.csv").read_bytes().replace(b";", b",").replace(b"I", b"X")
+    return (shop.erp / "invoices_2026-03-03.csv").read_bytes().replace(b";", b",")
 
 
 def garbage(shop: Shop) -> bytes:
@@ -250,47 +255,37 @@ def test_a_file_in_which_no_record_can_be_told_apart_does_not_land(
     assert "up to date" in shop.run().stdout
 
 
-def test_unknown_keys_hold_what_follows_and_are_kept(shop: Shop, nothing_lost: None) -> None:
-    path = shop.bank / f"payments_{BAD_DAY}_drift.jsonl"
-    path.write_text('{"paymentId":"P9","invoiceId":"I6","amount":1.00,"currency":"GBP",'
-                    f'"bookedAt":"{BAD_DAY}T00:00:00","payer":"x","reference":"y","tip":5}}\n')
-    try:
-        refused(shop.run(), ErrorCode.SCHEMA_DRIFT, path.name, '"added": ["tip"]', "order_to_cash.payments")
-        ((extra,),) = shop.project.rows("select _extra from raw.order_to_cash__payments where payment_id = 'P9'")
-        assert json.loads(extra) == {"tip": 5}, "it has landed"
-    finally:
-        path.write_text("")
-    mended = shop.run()
-    assert mended.exit_code == 0, mended.output
+def test_unknown_keys_hold_what_follows_and_empty_files_and_garbage_among_records_do_not(
+    shop: Shop, nothing_lost: None
+) -> None:
+    drifted = shop.bank / f"payments_{BAD_DAY}_drift.jsonl"
+    drifted.write_text('{"paymentId":"P9","invoiceId":"I6","amount":1.00,"currency":"GBP",'
+                       f'"bookedAt":"{BAD_DAY}T00:00:00","payer":"x","reference":"y","tip":5}}\n')
+    refused(shop.run(), ErrorCode.SCHEMA_DRIFT, drifted.name, '"added": ["tip"]', "order_to_cash.payments")
+    ((extra,),) = shop.project.rows("select _extra from raw.order_to_cash__payments where payment_id = 'P9'")
+    assert json.loads(extra) == {"tip": 5}, "it has landed"
 
-
-def test_empty_files_are_fine_and_garbage_among_records_is_quarantined_whole(shop: Shop, nothing_lost: None) -> None:
     header = (shop.erp / "invoices_2026-03-03.csv").read_bytes().splitlines(keepends=True)[0]
     empty = {
+        drifted: b"",
         shop.erp / "invoices_2026-03-10.csv": b"",
         shop.erp / "invoices_2026-03-11.csv": header,
-        shop.bank / "payments_2026-03-10.jsonl": b"",
         shop.bank / "payments_2026-03-11.jsonl": b"\n \n\n",
     }
     for path, content in empty.items():
         path.write_bytes(content)
     junk = shop.bank / f"payments_{BAD_DAY}_junk.jsonl"
     junk.write_bytes(garbage(shop))
-    try:
-        result = shop.run()
-        assert result.exit_code == 0, result.output
-        counts = dict(shop.project.rows(
-            "select source_id, array[received, accepted, quarantined] from platform.raw_batch where is_current"))
-        payloads = [bytes(payload) for (payload,) in shop.project.rows(
-            "select payload from platform.quarantine where source_id = $1 order by row_number", junk.name)]
-    finally:
-        for path in (*empty, junk):
-            path.write_bytes(b"")
-        assert shop.run().exit_code == 0
+    result = shop.run()
+    assert result.exit_code == 0, result.output
+    counts = dict(shop.project.rows(
+        "select source_id, array[received, accepted, quarantined] from platform.raw_batch where is_current"))
     assert [counts[path.name] for path in empty] == [[0, 0, 0]] * len(empty)
     records = [line for line in junk_lines(garbage(shop)) if line.strip(b" \t\r\n")]
-    assert payloads == records, "the records are kept as they came"
     assert counts[junk.name] == [len(records), 0, len(records)]
+    payloads = [bytes(payload) for (payload,) in shop.project.rows(
+        "select payload from platform.quarantine where source_id = $1 order by row_number", junk.name)]
+    assert payloads == records, "the records are kept as they came"
 
 
 def junk_lines(content: bytes) -> list[bytes]:
@@ -357,21 +352,26 @@ def small_files(folder: Path) -> Iterator[None]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the limits of Linux")
 @pytest.mark.parametrize("room", [small_disk, small_files])
 def test_a_full_raw_store_lands_nothing_of_the_unit_and_room_is_all_it_takes(
-    shop: Shop, tmp_path: Path, nothing_lost: None, room: Callable[[Path], Any]
+    new_project: Callable[..., Project], room: Callable[[Path], Any]
 ) -> None:
-    numbers = random.Random(2)
-    books = Books(tmp_path / "books")
-    records = [(f"F{n}", f"C{numbers.getrandbits(40)}", "NORTH", "2026-03-25", numbers.randrange(10**7) / 100)
-               for n in range(8_000)]
-    books.invoices(BAD_DAY, *records)
-    full = replace(shop.project, settings=replace(shop.project.settings, raw_store=str(tmp_path / "store"),
-                                                  data_dir=tmp_path / "data"))
-    arguments = ("run", "order_to_cash", "--tenant", "acme", "--date", BAD_DAY,
-                 *(f"--source={name}={tmp_path / 'books' / 'erp'}" for name in ("invoices", "payments", "customers")))
-    with room(tmp_path / "store"):
-        told = refused(full.command(*arguments), ErrorCode.STORE_FULL, "nothing of the current unit landed")
-        left = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    project, numbers = new_project(), random.Random(2)
+    books, store = Books(project.folder("acme")), Path(project.settings.raw_store)
+    books.invoices(BAD_DAY, *((f"F{n}", f"C{numbers.getrandbits(40)}", "NORTH", BAD_DAY, numbers.randrange(10**7) / 100)
+                              for n in range(8_000)))
+    for other in ("bank", "crm"):
+        (books.folder / other).mkdir()
+    with room(store):
+        told = refused(project.command("run", "order_to_cash", "--tenant", "acme", "--date", BAD_DAY),
+                       ErrorCode.STORE_FULL, "nothing of the current unit landed")
+        left = [path for path in store.rglob("*") if path.is_file()]
     assert "a retry may help" in told
     assert left == [], "what was begun is removed"
-    landed = "select count(*) from platform.raw_batch where source_id = $1"
-    assert shop.project.value(landed, f"invoices_{BAD_DAY}.csv") == 0
+    assert project.value("select count(*) from platform.raw_batch") == 0
+    assert project.value("select count(*) from raw.order_to_cash__invoices") == 0
+
+    environment, day = project.environment, dt.date.fromisoformat(BAD_DAY)
+    manifest = environment.declarations.effective("order_to_cash", "acme")
+    (spec,) = [spec for spec in lifecycle.specs(manifest, RunRequest("order_to_cash", "acme", day, day))
+               if spec.stage is Stage.INGESTION and spec.source == "invoices"]
+    receipt = execute(spec, lambda *_: None, environment)
+    assert (receipt.counts["landed"], receipt.counts["accepted"]) == (1, 8_000)

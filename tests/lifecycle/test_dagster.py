@@ -264,14 +264,6 @@ def test_one_raw_partition_lands_that_day_of_that_tenant_and_nothing_else(ui: Ui
     assert checks == dict.fromkeys(("schema_matches_contract", "nothing_lost", "contract_rules"), True)
 
 
-def test_the_job_brings_one_day_of_one_tenant_all_the_way(ui: Ui) -> None:
-    """A schedule's run: what is missing of other days shows in the gates, and the other tenant is not touched."""
-    result = ui.materialize(layer("raw", "gdp"), "2026-01-05|acme")
-    assert result.success
-    assert {e.asset_key.path[-1] for e in result.get_asset_materialization_events()} == O2C["raw"] | O2C["gdp"]
-    assert ui.project.rows("select distinct tenant_id from gdp.invoice_settlement") == [("acme",)]
-
-
 @pytest.fixture(scope="module")
 def both_tenants(ui: Ui) -> dg.ExecuteInProcessResult:
     """All files land; then everything that has no partitions is materialized at once, for nobody in particular."""

@@ -251,7 +251,7 @@ class Chapter:
         return self.result["error"]
 
 
-CHANGED_DAY, SATURDAY, SUNDAY = "2010-12-02", "2010-12-04", "2010-12-05"
+CHANGED_DAY, SATURDAY, SUNDAY, CHRISTMAS = "2010-12-02", "2010-12-04", "2010-12-05", "2010-12-25"
 
 
 @pytest.fixture(scope="module")
@@ -291,10 +291,12 @@ def story(new_project: Callable[..., Project], real_folder: Path, tmp_path_facto
     changed.unlink()
     changed.symlink_to(real_folder / "by-day" / changed.name)
     chapters["restored"] = chapter("2010-12-03")
-    # A day more that the control totals know without a file, and one they do not know with a file.
+    # A day that the control totals know, without a file; one they do not know, with a file; and in that file a line of
+    # a day that nobody asked for.
     (folder / f"{SATURDAY}.csv").write_text(
         "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
-        f"999999,22423,REGENCY CAKESTAND 3 TIER,2,{SATURDAY} 10:00:00,12.75,17850.0,United Kingdom\n")
+        f"999998,22423,REGENCY CAKESTAND 3 TIER,2,{SATURDAY} 10:00:00,12.75,17850.0,United Kingdom\n"
+        f"999999,22423,REGENCY CAKESTAND 3 TIER,4,{CHRISTMAS} 10:00:00,12.75,17850.0,United Kingdom\n")
     chapters["missing and extra"] = chapter(SUNDAY)
     (folder / f"{SATURDAY}.csv").write_text(
         "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n")
@@ -359,7 +361,7 @@ def test_restoring_the_file_brings_the_old_numbers_back(story: dict) -> None:
     assert restored.versions == before.versions, "what is the same is not published a second time"
 
 
-def test_a_missing_days_file_and_an_extra_day_are_found(story: dict) -> None:
+def test_a_missing_days_file_an_extra_day_and_a_line_of_another_day_are_found(story: dict) -> None:
     wrong: Chapter = story["missing and extra"]
     truth = true_days(story["folder"], SUNDAY)[SUNDAY]
     assert (wrong.exit_code, wrong.error["code"]) == (1, ErrorCode.GATE_FAILED)
@@ -367,7 +369,10 @@ def test_a_missing_days_file_and_an_extra_day_are_found(story: dict) -> None:
     assert "no entry in the system of record" in wrong.error["message"]
     assert f"{SUNDAY}: nothing here" in wrong.error["message"]
     assert wrong.differences == [
-        (SATURDAY, Decimal("25.50"), None, None), (SUNDAY, None, truth.quantize(Decimal("0.01")), None)]
+        (SATURDAY, Decimal("25.50"), None, None),
+        (SUNDAY, None, truth.quantize(Decimal("0.01")), None),
+        (CHRISTMAS, Decimal("51.00"), None, None),
+    ]
     assert wrong.days == story["published"].days
 
 

@@ -21,7 +21,8 @@ NAME = "contract_rules"
 
 def check(connection: psycopg.Connection, contract: Contract, batch_ids: Sequence[int]) -> CheckOutcome:
     """Judge every dataset rule of the contract over the rows of some batches."""
-    rules = [*contract.rules, *(Rule("duplicateValues", (c.name,), "mustBe", (0,)) for c in contract.columns if c.unique)]
+    unique = (Rule("duplicateValues", (c.name,), "mustBe", (0,)) for c in contract.columns if c.unique)
+    rules = [*contract.rules, *unique]
     broken = []
     for rule in rules:
         measured = _measure(connection, contract.dataset, rule, batch_ids)

@@ -24,7 +24,9 @@ REJECT_SCHEMA = pa.schema(
     [
         ("row_number", pa.int64()),  # 1-based number of the record in its unit, header and blank lines not counted
         ("field", pa.string()),  # the field at fault; null when the whole record is
-        ("reason", pa.string()),  # code: wrong_type, missing_field, too_many_fields, too_few_fields, broken_quote, nul_byte, bad_encoding, not_an_object, malformed
+        # Code: wrong_type, missing_field, too_many_fields, too_few_fields, broken_quote, nul_byte, bad_encoding,
+        # not_an_object, malformed.
+        ("reason", pa.string()),
         ("message", pa.string()),  # what was found and what is allowed, at most 500 characters
         ("payload", pa.large_binary()),  # the record whole, as received
     ]

