@@ -142,23 +142,39 @@ def _run_in_dagster(
 
     runner = Runner(environment, progress, collect, check_lock)
     job = build_defs(environment.settings.project_dir, {"runner": runner}).resolve_job_def(request.pipeline)
-    with instance:
-        for abandoned in _unfinished(instance, request.pipeline, {keys.TENANT_TAG: request.tenant_id}):
-            _close(instance, abandoned)  # the run lock is ours, so none of them can be alive
-        result = job.execute_in_process(
-            instance=instance,
-            tags={
-                **partitions.range_tags(request.tenant_id, request.start, request.end),
-                keys.COMMAND_TAG: "run",
-                keys.SOURCES_TAG: json.dumps(dict(request.source_paths)),
-            },
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            raise_on_error=False,
-        )
+    try:
+        with instance:
+            for abandoned in _unfinished(instance, request.pipeline, {keys.TENANT_TAG: request.tenant_id}):
+                _close(instance, abandoned)  # the run lock is ours, so none of them can be alive
+            result = job.execute_in_process(
+                instance=instance,
+                tags={
+                    **partitions.range_tags(request.tenant_id, request.start, request.end),
+                    keys.COMMAND_TAG: "run",
+                    keys.SOURCES_TAG: json.dumps(dict(request.source_paths)),
+                },
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                raise_on_error=False,
+            )
+    except Exception as cause:
+        # Dagster's storage is the same PostgreSQL: without it Dagster cannot even note why a run ended, and raises.
+        error = runner.first_error or _lost_lock(check_lock)
+        if error is None or error.code is not ErrorCode.DATABASE_UNAVAILABLE:
+            raise
+        raise error from cause
     return RunOutcome(
         request, True, receipts, None if result.success else runner.first_error or _gate_error(receipts),
         result.run_id,
     )
+
+
+def _lost_lock(check_lock: Callable[[], None]) -> BareCountError | None:
+    """Why the run lock is gone, None while it is held."""
+    try:
+        check_lock()
+    except BareCountError as error:
+        return error
+    return None
 
 
 def close_abandoned(environment: StageEnvironment) -> None:

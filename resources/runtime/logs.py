@@ -64,7 +64,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(data_dir: Path) -> None:
-    """Send the platform's logs to the rotating file of the data folder. Idempotent."""
+    """Send the platform's logs, and warnings of libraries, to the rotating file of the data folder. Idempotent."""
     logger = logging.getLogger(LOGGER_NAME)
     path = data_dir / "logs" / "barecount.jsonl"
     if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
@@ -75,3 +75,7 @@ def configure(data_dir: Path) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Without a handler at the root, a library's warning would be printed between the lines of a command.
+    libraries = logging.getLogger()
+    if not libraries.handlers:
+        libraries.addHandler(handler)

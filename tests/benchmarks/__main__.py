@@ -16,7 +16,8 @@ Every contender works in a process of its own, with its libraries imported and i
 the clock starts. Rounds interleave the contenders, so that what else the machine does hits all of them; figures are
 medians over the rounds, and a round to warm up comes first. Memory is the peak of the resident memory of the process
 and its children, PostgreSQL excluded. CPU seconds are those of the process and its children, and, apart, of the server:
-they say more than wall time where a machine is shared.
+they say more than wall time where a machine is shared; `taken` is how many cores everybody else used meanwhile. On a
+machine that is not quiet the ratios are not worth much: what needs both cores suffers most.
 
 Data is generated once, into `benchmarks/` below the data folder; the server's folder lies there too and is made anew.
 """
@@ -144,14 +145,14 @@ def _print_table(
     print(f"{machine['cores']} cores, {machine['memory_gb']} GB, load {machine['load']}; TPC-H scale {asked.scale:g}, "
           f"lineitem {inputs.lineitem_rows:,} rows; medians of {asked.rounds} rounds (dlt: 1)\n")
     print(f"{'':16}{'rows':>11}{'seconds':>9}{'rows/s':>11}{'cpu s':>8}{'server':>8}{'peak MB':>9}"
-          f"{'x dlt':>8}{'x copy':>8}")
+          f"{'taken':>7}{'x dlt':>8}{'x copy':>8}")
     for name, m in medians.items():
         comparable = name in ("ingestion", "dlt", "dlt, parquet", "adbc", "copy")
         ratios = [f"{m.rows_per_second / medians[other].rows_per_second:.2f}" if comparable and other in medians else ""
                   for other in ("dlt", "copy")]
         peak = "" if name == "copy" else f"{m.peak_bytes >> 20:,}"  # its rows never pass through its process
         print(f"{name:16}{m.rows:>11,}{m.seconds:>9.1f}{m.rows_per_second:>11,.0f}{m.cpu_seconds:>8.1f}"
-              f"{m.server_cpu_seconds:>8.1f}{peak:>9}{ratios[0]:>8}{ratios[1]:>8}")
+              f"{m.server_cpu_seconds:>8.1f}{peak:>9}{m.cores_taken:>7.1f}{ratios[0]:>8}{ratios[1]:>8}")
     print()
     for aim in aims:
         print(f"{'met   ' if aim['met'] else 'missed'}  {aim['aim']}: {aim['found']}")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg import sql
 
-from tests.benchmarks.measuring import Measured, server_cpu_seconds
+from tests.benchmarks.measuring import Measured, machine_cpu_seconds, server_cpu_seconds
 
 Contender = Generator[int | None, None, None]
 BATCH_ROWS = 131_072
@@ -183,14 +183,19 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     contender = CONTENDERS[task["contender"]](task)
     server = psutil.Process(task["postmaster"])
+
+    def spent() -> tuple[float, float, float, float]:
+        return time.perf_counter(), _cpu_seconds(), server_cpu_seconds(server), machine_cpu_seconds()
+
     next(contender)
-    own, theirs, began = _cpu_seconds(), server_cpu_seconds(server), time.perf_counter()
+    before = spent()
     next(contender)
-    seconds, own, theirs = time.perf_counter() - began, _cpu_seconds() - own, server_cpu_seconds(server) - theirs
+    seconds, own, servers, machine = (now - then for now, then in zip(spent(), before, strict=True))
     rows = next(contender)
     contender.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps(asdict(Measured(rows or 0, seconds, peak, own, theirs))))
+    taken = max(machine - own - servers, 0) / seconds
+    print(json.dumps(asdict(Measured(rows or 0, seconds, peak, own, servers, taken))))
 
 
 if __name__ == "__main__":

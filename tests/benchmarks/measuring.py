@@ -32,6 +32,7 @@ class Measured:
         peak_bytes: most resident memory of the process and its children together, over its whole life.
         cpu_seconds: processor time of the process and its children within `seconds`.
         server_cpu_seconds: processor time of PostgreSQL meanwhile.
+        cores_taken: how many of the machine's cores everybody else used meanwhile, on average.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class Measured:
     peak_bytes: int
     cpu_seconds: float
     server_cpu_seconds: float
+    cores_taken: float
 
     @property
     def rows_per_second(self) -> float:
@@ -76,6 +78,12 @@ def server_cpu_seconds(postmaster: psutil.Process) -> float:
             own = child.cpu_times()
             total += own.user + own.system
     return total
+
+
+def machine_cpu_seconds() -> float:
+    """Processor time that the machine has spent on anything."""
+    times = psutil.cpu_times()
+    return times.user + times.system + getattr(times, "nice", 0) + getattr(times, "steal", 0)
 
 
 @contextlib.contextmanager

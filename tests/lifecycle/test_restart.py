@@ -22,7 +22,7 @@ IMMEDIATE, KILLED = signal.SIGQUIT, signal.SIGKILL
 
 
 class Server:
-    """A PostgreSQL server of the test's own, which it may treat badly."""
+    """A PostgreSQL server of the tests' own, which they may treat badly; it is started if it does not run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -47,12 +47,17 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def own_server() -> Iterator[Server]:
+def server_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="bc-restart-"))
     folder.chmod(0o755)
-    yield Server(folder)
+    yield folder
     embedded.stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def own_server(server_folder: Path) -> Server:
+    return Server(server_folder)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from decimal import Decimal
 from pathlib import Path
 
 import boto3
@@ -129,3 +130,35 @@ def test_a_missing_bucket_is_a_clear_error(bucket) -> None:
     with pytest.raises(BareCountError) as unavailable:
         store_rows(RawStore("s3://nowhere"), rows(1))
     assert unavailable.value.code is ErrorCode.STORE_UNAVAILABLE
+
+
+NUMBERS = st.lists(st.none() | st.integers(-(10**9), 10**9), max_size=60)
+
+
+@given(numbers=NUMBERS, repeats=st.integers(1, 12), group=st.integers(1, 40))
+def test_every_type_comes_back_as_it_was_however_its_values_repeat(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int | None], repeats: int, group: int
+) -> None:
+    numbers = [number for number in numbers for _ in range(repeats)]
+    columns = {
+        "i16": pa.array([n and n % 1000 for n in numbers], pa.int16()),
+        "i32": pa.array([n and n // 2 for n in numbers], pa.int32()),
+        "i64": pa.array(numbers, pa.int64()),
+        "short": pa.array([n if n is None else Decimal(n).scaleb(-2) for n in numbers], pa.decimal128(18, 2)),
+        "long": pa.array([n if n is None else Decimal(n).scaleb(-2) for n in numbers], pa.decimal128(38, 2)),
+        "double": pa.array([n if n is None else n / 7 for n in numbers], pa.float64()),
+        "flag": pa.array([n if n is None else n % 2 == 0 for n in numbers], pa.bool_()),
+        "day": pa.array([n if n is None else n % 30_000 for n in numbers], pa.int32()).cast(pa.date32()),
+        "instant": pa.array(numbers, pa.int64()).cast(pa.timestamp("us")),
+        "text": pa.array([n if n is None else str(n) for n in numbers], pa.string()),
+        "payload": pa.array([n if n is None else str(n).encode() for n in numbers], pa.large_binary()),
+    }
+    table = pa.table(columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(raw_store, "ROW_GROUP_ROWS", group)
+        store = RawStore(str(tmp_path_factory.mktemp("store")))
+        with store.writer(PREFIX, table.schema) as writer:
+            for batch in table.to_batches():
+                writer.write(batch)
+            stored = writer.finish()
+        assert pa.Table.from_batches(store.read(stored.key), table.schema).equals(table)
