@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from barecount_assets.cli import output
+from barecount_assets.cli.verbs import Json, command
 from resources.runtime import logs
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 ANCHOR_VARIABLE = "BARECOUNT_EVIDENCE_ANCHOR"
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Tenant id (may be left out when there is only one).")]
 EachTenant = Annotated[str | None, typer.Option("--tenant", help="Only this tenant (default: all).")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write it into this file.")]
@@ -35,15 +35,10 @@ AnchorAt = Annotated[
 Files = Annotated[list[Path] | None, typer.Option("--checkpoint", help="A checkpoint that was kept, in a file.")]
 
 
-def register(group: typer.Typer, command: Callable[..., Any]) -> None:
-    """Add the verbs to their group; `command` turns platform errors into envelopes."""
-    for name, verb in (
-        ("verify", verify), ("show", show), ("search", search), ("checkpoint", checkpoint), ("prove", prove),
-        ("consistency", consistency), ("export", export), ("anchor", anchor), ("keys", keys), ("rotate", rotate),
-    ):
-        command(group, name)(verb)
+app = typer.Typer(no_args_is_help=True, help="The ledger of what happened.")
 
 
+@command(app)
 def verify(
     tenant: EachTenant = None,
     checkpoint: Files = None,
@@ -77,6 +72,7 @@ def verify(
         raise typer.Exit(1)
 
 
+@command(app)
 def show(
     tenant: Annotated[str, typer.Option("--tenant", help="Tenant id.")],
     kind: Annotated[str | None, typer.Option("--kind", help="Only entries of this kind, e.g. kpi.published.")] = None,
@@ -87,6 +83,7 @@ def show(
     _search(tenant=tenant, kind=kind, limit=limit, as_json=as_json)
 
 
+@command(app)
 def search(
     text: Annotated[str | None, typer.Argument(help="Text that the entry contains.")] = None,
     tenant: EachTenant = None,
@@ -103,6 +100,7 @@ def search(
             limit=limit, as_json=as_json)
 
 
+@command(app)
 def checkpoint(tenant: EachTenant = None, anchor: AnchorAt = None, out: Out = None, as_json: Json = False) -> None:
     """Sign the ledger as it is now, and put the checkpoint at the anchor."""
     from resources.trust import anchors, checkpoints
@@ -132,6 +130,7 @@ def checkpoint(tenant: EachTenant = None, anchor: AnchorAt = None, out: Out = No
         output.print_json(documents)
 
 
+@command(app)
 def prove(
     entry: Annotated[int, typer.Argument(min=1, help="Number of the entry.")],
     tenant: Tenant = None,
@@ -162,6 +161,7 @@ def prove(
         raise typer.Exit(1)
 
 
+@command(app)
 def consistency(
     first: Annotated[str, typer.Argument(metavar="A", help="Number of entries of a checkpoint, or its file.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The same of another one.")],
@@ -189,6 +189,7 @@ def consistency(
         raise typer.Exit(1)
 
 
+@command(app)
 def export(
     tenant: Tenant = None,
     from_: Annotated[str | None, typer.Option("--from", help="First day (UTC), YYYY-MM-DD.")] = None,
@@ -222,6 +223,7 @@ def export(
     typer.echo("verify it: unpack, then python verify.py --key KEY")
 
 
+@command(app)
 def anchor(
     tenant: EachTenant = None,
     location: Annotated[
@@ -251,6 +253,7 @@ def anchor(
                    f"{name}: every checkpoint lies at {place.location}")
 
 
+@command(app)
 def keys(tenant: EachTenant = None, as_json: Json = False) -> None:
     """Public keys, oldest first: what a reader of bundles needs to know, by a way of its own."""
     from resources.trust import checkpoints
@@ -270,6 +273,7 @@ def keys(tenant: EachTenant = None, as_json: Json = False) -> None:
         typer.echo(item["key"] + ("" if item["signs_now"] else f"  (replaced; announced by entry {item['announced']})"))
 
 
+@command(app)
 def rotate(
     tenant: Tenant = None,
     lost: Annotated[

@@ -1,4 +1,4 @@
-"""The `barecount` command: its verbs, and what all of them share.
+"""The `barecount` command: its verbs; those of one family each have a module of their own, added as a group.
 
 Exit codes: 0 done, 1 refused or failed (and said why), 2 wrong usage.
 """
@@ -6,70 +6,21 @@ Exit codes: 0 done, 1 refused or failed (and said why), 2 wrong usage.
 from __future__ import annotations
 
 import datetime as dt
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from barecount_assets.cli import evidence, output
-from resources.runtime import logs
-from resources.runtime.errors import BareCountError, ErrorCode, unexpected
+from barecount_assets.cli import evidence, output, quarantine
+from barecount_assets.cli.verbs import Json, Tenant, command, environment, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="BareCount: source -> raw -> GDP -> KPI -> published, every number with its proof.")
-evidence_app = typer.Typer(no_args_is_help=True, help="The ledger of what happened.")
 raw_app = typer.Typer(no_args_is_help=True, help="The raw store and the tables loaded from it.")
-quarantine_app = typer.Typer(no_args_is_help=True, help="Records that were refused, kept whole.")
-app.add_typer(evidence_app, name="evidence")
 app.add_typer(raw_app, name="raw")
-app.add_typer(quarantine_app, name="quarantine")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Tenant = Annotated[str | None, typer.Option("--tenant", help="Tenant id.")]
-
-
-def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a verb whose errors become an envelope and exit code 1, the trace of unforeseen ones in the log."""
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except BareCountError as error:
-                output.print_error(error, as_json=bool(kwargs.get("as_json")))
-                raise typer.Exit(2 if error.code is ErrorCode.USAGE else 1) from error
-            except BrokenPipeError:
-                sys.stderr.close()  # the reader of our output left; there is nobody to tell
-            except (typer.Exit, typer.Abort, typer.TyperException):
-                raise
-            except Exception as cause:
-                unforeseen = unexpected(cause)
-                logs.get_logger("cli").error("command failed", exc_info=cause, extra={
-                    "fields": {"correlation_id": unforeseen.correlation_id}})
-                output.print_error(unforeseen, as_json=bool(kwargs.get("as_json")))
-                raise typer.Exit(1) from cause
-
-        return group.command(name)(guarded)
-
-    return register
-
-
-def _settings() -> Settings:
-    settings = Settings.from_environment()
-    logs.configure(settings.data_dir)
-    return settings
-
-
-def _environment():
-    from barecount_assets.stages.environment import StageEnvironment
-
-    return StageEnvironment.open(_settings())
-
+app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(evidence.app, name="evidence")
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
@@ -83,8 +34,8 @@ def check(as_json: Json = False) -> None:
     """Validate everything declared, offline, and report every error at once."""
     from resources.governance import declarations
 
-    settings = Settings.from_environment()
-    findings = declarations.check(settings.project_dir)
+    project = Settings.from_environment().project_dir
+    findings = declarations.check(project)
     if as_json:
         from dataclasses import asdict
 
@@ -94,7 +45,7 @@ def check(as_json: Json = False) -> None:
             typer.echo(str(finding))
         typer.echo(f"{len(findings)} errors")
     else:
-        declared = declarations.load(settings.project_dir)
+        declared = declarations.load(project)
         typer.echo(f"everything declared is valid: {len(declared.tenants)} tenants, {len(declared.pipelines)} "
                    f"pipelines, {len(declared.kpis)} KPIs, {len(declared.contracts)} contracts")
     if findings:
@@ -156,7 +107,7 @@ def run(
         raise typer.BadParameter("--date stands alone, without --from and --to")
     start, end = (_day(date), _day(date)) if date else (_day(from_), _day(to))
     ok = runs.run(
-        _environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json
+        environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json
     )
     if not ok:
         raise typer.Exit(1)
@@ -200,7 +151,7 @@ def demo(as_json: Json = False) -> None:
     """The whole lifecycle on sample data, on embedded PostgreSQL, ending in a KPI and its proof."""
     from barecount_assets.cli import demo as demo_module
 
-    if not demo_module.run(_settings(), as_json=as_json):
+    if not demo_module.run(settings(), as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -211,7 +162,7 @@ def dev(
     """The Dagster UI and daemon on the project's database, until interrupted."""
     from barecount_assets.cli import dev as dev_module
 
-    raise typer.Exit(dev_module.serve(_settings(), port))
+    raise typer.Exit(dev_module.serve(settings(), port))
 
 
 @command(app)
@@ -219,7 +170,7 @@ def status(as_json: Json = False) -> None:
     """Pipelines, what is published and how fresh it is, failed gates, quarantine."""
     from barecount_assets.cli import status as status_module
 
-    status_module.show(_environment(), as_json=as_json)
+    status_module.show(environment(), as_json=as_json)
 
 
 @command(app)
@@ -233,7 +184,7 @@ def explain(
     from barecount_assets import proof
     from barecount_assets.cli import explain as explain_module
 
-    found = proof.explain(_environment(), kpi, tenant, period)
+    found = proof.explain(environment(), kpi, tenant, period)
     explain_module.show(found, as_json=as_json)
     if not found.holds:
         raise typer.Exit(1)
@@ -250,7 +201,7 @@ def sql(
 
     if tenant is None:
         raise typer.BadParameter("an analyst belongs to one tenant: name it with --tenant")
-    if not sql_module.run(_environment(), tenant, query, as_json=as_json):
+    if not sql_module.run(environment(), tenant, query, as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -268,7 +219,7 @@ def migrate() -> None:
     """Bring the database's platform schema to the version this software needs."""
     from resources.runtime.database import Database
 
-    Database.open(_settings(), migrate=True)
+    Database.open(settings(), migrate=True)
     typer.echo("the platform schema is up to date")
 
 
@@ -279,51 +230,13 @@ def raw_rebuild(
     """Load a raw table again from the raw store, after checking every object's checksum."""
     from barecount_assets.stages.ingestion import rebuild
 
-    result = rebuild.rebuild(_environment(), dataset, tenant)
+    result = rebuild.rebuild(environment(), dataset, tenant)
     if as_json:
         output.print_json(result)
     else:
         typer.echo(f"{dataset}: {result['rows']} rows of {result['batches']} batches loaded again from the raw store")
 
 
-@command(quarantine_app, "list")
-def quarantine_list(
-    pipeline: Annotated[str | None, typer.Option("--pipeline")] = None,
-    tenant: Tenant = None,
-    reason: Annotated[str | None, typer.Option("--reason")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1)] = 20,
-    as_json: Json = False,
-) -> None:
-    """Refused records: where they came from, what was wrong, and the record itself."""
-    from resources.runtime.database import fetch_dicts
-
-    environment = _environment()
-    with environment.database.connect(autocommit=True) as connection:
-        rows = fetch_dicts(
-            connection,
-            "select quarantine_id, tenant_id, pipeline, dataset, stage, source_id, row_number, field, reason, message, "
-            "encode(payload, 'escape') as payload from platform.quarantine "
-            "where ($1::text is null or pipeline = $1) and ($2::text is null or tenant_id = $2) "
-            "and ($3::text is null or reason = $3) order by quarantine_id desc limit $4::bigint",
-            (pipeline, tenant, reason, limit),
-        )
-    if as_json:
-        output.print_json(rows)
-        return
-    output.console().print(
-        output.table(
-            None,
-            ("id", "tenant", "source", "row", "reason", "message"),
-            [
-                (r["quarantine_id"], r["tenant_id"], r["source_id"], r["row_number"], r["reason"], r["message"])
-                for r in rows
-            ],
-            right=(0, 3),
-        )
-    )
-
-
-evidence.register(evidence_app, command)
 
 
 def main() -> None:

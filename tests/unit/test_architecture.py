@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-FAMILIES = ("runtime", "trust", "host", "data_utilities", "storage", "governance", "runners")
+FAMILIES = (
+    "runtime", "trust", "security", "access", "host", "data_utilities", "storage", "governance", "runners", "action",
+    "consumption",
+)  # fmt: skip
 """Bottom to top: a family imports only itself and those before it."""
 
 

@@ -1,0 +1,2 @@
+-- Contract registry: datasets, immutable versions, subscriptions.
+select;

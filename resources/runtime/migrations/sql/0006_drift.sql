@@ -1,0 +1,2 @@
+-- Drift and the decisions on it.
+select;

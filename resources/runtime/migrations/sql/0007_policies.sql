@@ -1,0 +1,2 @@
+-- Policies, decisions and approvals.
+select;

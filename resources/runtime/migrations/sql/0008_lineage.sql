@@ -1,0 +1,2 @@
+-- Lineage graph, OpenLineage outbox and obligations.
+select;

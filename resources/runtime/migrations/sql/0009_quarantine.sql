@@ -1,0 +1,2 @@
+-- Quarantine life, replays, back-fills, retention.
+select;

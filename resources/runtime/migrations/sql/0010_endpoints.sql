@@ -1,0 +1,2 @@
+-- Endpoints, deliveries, receipts, DLQ.
+select;

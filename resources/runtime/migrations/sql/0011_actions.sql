@@ -1,0 +1,2 @@
+-- Action templates, rules' jobs, silences.
+select;

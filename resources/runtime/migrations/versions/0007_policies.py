@@ -1,0 +1,13 @@
+"""Policies, decisions and approvals."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    script = (Path(__file__).parents[1] / "sql" / "0007_policies.sql").read_text(encoding="utf-8")
+    op.get_bind().connection.driver_connection.execute(script)  # many statements: the simple query protocol
