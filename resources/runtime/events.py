@@ -60,8 +60,8 @@ class Event:
 
     @property
     def id(self) -> str:
-        """SHA-256 (hex) of tenant, type, subject and key."""
-        identity = "\0".join((self.tenant_id, self.type, self.subject, self.key))
+        """SHA-256 (hex) of tenant, type, subject and key, joined by newlines."""
+        identity = "\n".join((self.tenant_id, self.type, self.subject, self.key))
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def envelope(self, at: dt.datetime) -> dict[str, Any]:
