@@ -218,7 +218,10 @@ with added as (
     where r.tenant_id = $1 and r.dataset = $3 and not exists (
         select from platform.quarantine q
         where q.tenant_id = r.tenant_id and q.pipeline = $2 and q.stage = 'normalization' and q.batch_id = r.batch_id
-        and q.row_number = r.row_number and q.reason = r.rule and q.field = $4)
+        and q.row_number = r.row_number and q.reason = r.rule and q.field = $4
+        and not exists (
+            select from platform.quarantine_outcome o
+            where o.quarantine_id = q.quarantine_id and o.run_id is not null))
     order by r.batch_id, r.row_number, r.rule
     returning 1
 )

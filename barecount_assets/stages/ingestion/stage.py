@@ -12,7 +12,7 @@ import datetime as dt
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +42,7 @@ from resources.storage import raw_tables
 from resources.storage.raw_store import ObjectWriter, StoredObject, prefix_of
 from resources.trust import ledger
 
+_NOT_IN_EVIDENCE = {"batch_id", "is_current", "run_token", "observed_names", "replay_of"}
 _QUEUE_BATCHES = 2
 _SAMPLES = 5
 
@@ -70,7 +71,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             contracts=[extraction.hash, raw.hash],
             code=environment.code_version,
         )
-        landing = _Landing(environment, spec, connector, extraction, raw, manifest.hash)
+        landing = Landing(environment, spec, connector, extraction, raw, manifest.hash)
         if spec.probe and not (
             landing.all_known(connection, units) and _days_marked(connection, spec, source.dated, window)
         ):
@@ -98,7 +99,7 @@ class _Landed:
     batch: dict[str, Any]
 
 
-class _Landing:
+class Landing:
     """Lands the units of one source over one ADBC connection."""
 
     def __init__(
@@ -109,7 +110,10 @@ class _Landing:
         extraction: Contract,
         raw: Contract,
         manifest_hash: str,
+        replay: Callable[[Any, dict[str, Any]], None] | None = None,
     ) -> None:
+        """`replay` is given every batch that lands, in its transaction, to account for the records in it."""
+        self._replay = replay
         self._environment, self._spec, self._connector = environment, spec, connector
         self._extraction, self._raw, self._manifest_hash = extraction, raw, manifest_hash
         self._schema = sources.extractor_schema(extraction)
@@ -216,6 +220,8 @@ class _Landing:
                                        feed.received)
                 if refused is not None:
                     self._load_quarantine(refused, unit, batch_id, object_token)
+                if self._replay is not None:
+                    self._replay(self._arrow, batch)
             self._arrow.commit()
         except BaseException:
             _rollback_quietly(self._arrow)
@@ -245,11 +251,11 @@ class _Landing:
             "quarantine_sha256": refused and refused.sha256, "schema_hash": self._schema.hash,
             "extraction_version": self._extraction.version, "contract_version": self._raw.version,
             "contract_hash": self._raw.hash, "software_version": SOFTWARE_VERSION, "drift": drift,
-            "run_token": token,
+            "run_token": token, "observed_names": list(observed.names), "replay_of": unit.options.get("replay_of"),
         }
         subject = f"{self._raw.dataset}/{unit.source_id}"
         # Batch numbers and load dates differ from one database to the next; content does not.
-        payload = {k: v for k, v in batch.items() if k not in {"batch_id", "is_current", "run_token"}}
+        payload = {k: v for k, v in batch.items() if k not in _NOT_IN_EVIDENCE}
         seq = ledger.append(
             self._arrow,
             ledger.Entry(self._spec.tenant_id, "batch.landed", subject, token,
@@ -348,26 +354,32 @@ class _Feed:
 
     def _split(self, batch: ParsedBatch) -> pa.RecordBatch:
         self.received += batch.received
+        rows, broken = split(batch, self._rules)
         self._quarantine.write(batch.rejects)
-        verdict = self._rules.judge(batch.rows)
-        if verdict is None:
-            return batch.rows
-        positions = verdict.positions.to_arrow().cast(pa.int64())
-        broken = batch.rows.take(positions)
-        self._quarantine.write(
-            pa.RecordBatch.from_arrays(
-                [
-                    broken.column("_row_number"),
-                    verdict.fields.to_arrow().cast(pa.string()),
-                    pa.array([RULE_BROKEN] * broken.num_rows, pa.string()),
-                    verdict.messages.to_arrow().cast(pa.string()),
-                    batch.payload_of(positions),
-                ],
-                schema=REJECT_SCHEMA,
-            )
-        )
-        keep = pc.invert(pc.is_in(pa.array(range(batch.rows.num_rows), pa.int64()), value_set=positions))
-        return batch.rows.filter(keep)
+        if broken is not None:
+            self._quarantine.write(broken)
+        return rows
+
+
+def split(batch: ParsedBatch, rules: ContractRules) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
+    """The rows that keep every rule, and as rejects the records of those that do not; None when all of them do."""
+    verdict = rules.judge(batch.rows)
+    if verdict is None:
+        return batch.rows, None
+    positions = verdict.positions.to_arrow().cast(pa.int64())
+    broken = batch.rows.take(positions)
+    rejects = pa.RecordBatch.from_arrays(
+        [
+            broken.column("_row_number"),
+            verdict.fields.to_arrow().cast(pa.string()),
+            pa.array([RULE_BROKEN] * broken.num_rows, pa.string()),
+            verdict.messages.to_arrow().cast(pa.string()),
+            batch.payload_of(positions),
+        ],
+        schema=REJECT_SCHEMA,
+    )
+    keep = pc.invert(pc.is_in(pa.array(range(batch.rows.num_rows), pa.int64()), value_set=positions))
+    return batch.rows.filter(keep), rejects
 
 
 def _finish(
@@ -520,13 +532,14 @@ _REGISTER = """
 insert into platform.raw_batch (
     batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
     accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
-    extraction_version, contract_version, contract_hash, software_version, drift, run_token, evidence_seq)
+    extraction_version, contract_version, contract_hash, software_version, drift, run_token, observed_names, replay_of,
+    evidence_seq)
 overriding system value
 select
     batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
     accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
     extraction_version, contract_version, contract_hash, software_version, nullif(drift, 'null'::jsonb), run_token,
-    evidence_seq
+    observed_names, replay_of, evidence_seq
 from jsonb_populate_record(null::platform.raw_batch, $1::text::jsonb)
 """
 _SET_CURSOR = """
