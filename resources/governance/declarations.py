@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from resources.data_utilities.calendar import CalendarSettings, check_country
 from resources.data_utilities.fiscal import FiscalSettings
+from resources.governance.actions import ActionRule, ActionTemplate, read_sample, rule_problems
 from resources.governance.contracts import LAYERS, Column, Contract, Layer, physical_type, read_contract
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
@@ -63,6 +64,7 @@ class Declarations:
         project_dir: folder that holds `contracts/` and `dbt_project/`.
         tenants, pipelines, kpis: by id or name, in order of name.
         contracts: by dataset and layer.
+        action_templates, action_rules: by name, in order of name.
     """
 
     project_dir: Path
@@ -70,6 +72,8 @@ class Declarations:
     pipelines: Mapping[str, Pipeline]
     kpis: Mapping[str, Kpi]
     contracts: Mapping[tuple[str, Layer], Contract]
+    action_templates: Mapping[str, ActionTemplate] = field(default_factory=dict)
+    action_rules: Mapping[str, ActionRule] = field(default_factory=dict)
 
     def tenant(self, tenant_id: str) -> Tenant:
         """Raises BareCountError declaration.unknown for an id that no file declares."""
@@ -89,6 +93,14 @@ class Declarations:
         if not layers:
             return _known("dataset", dataset, {known: contract for (known, _), contract in self.contracts.items()})
         return _known(f"layer of {dataset}", layer, layers)
+
+    def action_template(self, name: str) -> ActionTemplate:
+        """Raises BareCountError declaration.unknown for a name that no file declares."""
+        return _known("action template", name, self.action_templates)
+
+    def action_rule(self, name: str) -> ActionRule:
+        """Raises BareCountError declaration.unknown for a name that no file declares."""
+        return _known("action rule", name, self.action_rules)
 
     def effective(self, pipeline: str, tenant_id: str) -> Pipeline:
         """The manifest with the tenant's overrides; its `hash` stays that of the file.
@@ -155,9 +167,12 @@ def check(project_dir: Path) -> list[Finding]:
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schemas for editors, by the kind of document they describe: Tenant, Pipeline, Kpi."""
+    """JSON Schemas for editors, by the kind of document they describe."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return {model.__name__: dialect | model.model_json_schema() for model in (Tenant, Pipeline, Kpi)}
+    return {model.__name__: dialect | model.model_json_schema() for model in _DOCUMENTS}
+
+
+_DOCUMENTS = (Tenant, Pipeline, Kpi, ActionTemplate, ActionRule)
 
 
 def write_json_schemas(folder: Path) -> list[Path]:
@@ -197,6 +212,8 @@ class _Everything:
     pipelines: dict[str, _File[Pipeline]] = field(default_factory=dict)
     kpis: dict[str, _File[Kpi]] = field(default_factory=dict)
     contracts: dict[tuple[str, Layer], _File[Contract]] = field(default_factory=dict)
+    action_templates: dict[str, _File[ActionTemplate]] = field(default_factory=dict)
+    action_rules: dict[str, _File[ActionRule]] = field(default_factory=dict)
     gdp_sql: Mapping[str, Path] = field(default_factory=dict)
     kpi_sql: Mapping[str, Path] = field(default_factory=dict)
     dbt_models: dict[str, _DbtModel] = field(default_factory=dict)
@@ -218,6 +235,8 @@ def _read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
         pipelines=_models(everything.pipelines),
         kpis=_models(everything.kpis),
         contracts=_models(everything.contracts),
+        action_templates=_models(everything.action_templates),
+        action_rules=_models(everything.action_rules),
     )
     return declarations, findings
 
@@ -234,6 +253,8 @@ _PLACES = (
     "pipelines/<name>.yaml",
     "kpis/<pipeline>/<kpi>.yaml",
     "datasets/<namespace>/<name>/<layer>.yaml",
+    "actions/templates/<name>.yaml",
+    "actions/rules/<name>.yaml",
 )
 
 
@@ -251,7 +272,7 @@ class _Reading:
             message = "no such folder: nothing is declared"
             self.findings.append(Finding("contracts", 1, "", "", "a folder with " + ", ".join(_PLACES), message))
         for place in _PLACES:
-            kind = place.partition("/")[0]
+            kind = place.partition("/<")[0]
             for file in _yaml_files(self._contracts / kind):
                 parts = file.relative_to(self._contracts).parts
                 if len(parts) != place.count("/") + 1 or file.suffix != ".yaml":
@@ -280,6 +301,19 @@ class _Reading:
                     self.findings.append(kpi.finding(("metadata", "pipeline"), message, found=found, allowed=parts[1]))
             case "datasets":
                 self._contract(result, file, f"{parts[1]}.{parts[2]}")
+            case "actions/templates":
+                result.action_templates[name] = self._document(file, ActionTemplate, ("metadata", "name"))
+                self._samples(file)
+            case "actions/rules":
+                result.action_rules[name] = self._document(file, ActionRule, ("metadata", "name"))
+
+    def _samples(self, template: Path) -> None:
+        """Sample events that lie beside a template."""
+        for file in sorted(template.with_suffix(".events").glob("*.json")):
+            try:
+                read_sample(file)
+            except ValueError as error:
+                self.findings.append(Finding(self._name(file), 1, "", "", "a CloudEvents envelope", str(error)))
 
     def _document(self, file: Path, kind: type[Document], name: tuple[str, str]) -> _File[Document]:
         """One document; its name must be that of the file."""
@@ -523,6 +557,19 @@ def _across(everything: _Everything) -> Iterator[Finding]:
         if kpi.model:
             yield from _kpi_findings(kpi, kpi.model, everything)
     yield from _contract_findings(everything)
+    yield from _rule_findings(everything)
+
+
+def _rule_findings(everything: _Everything) -> Iterator[Finding]:
+    """What is wrong between action rules and the KPIs, tenants, templates and rules they name."""
+    rules = {name: file.model for name, file in everything.action_rules.items()}
+    templates = {name: file.model for name, file in everything.action_templates.items()}
+    kpis = {name: file.model for name, file in everything.kpis.items()}
+    served = {name: file.model.spec.tenants for name, file in everything.pipelines.items() if file.model}
+    for file in everything.action_rules.values():
+        if file.model:
+            for path, message, found, allowed in rule_problems(file.model, kpis, served, templates, rules):
+                yield file.finding(path, message, found=found, allowed=allowed)
 
 
 def _tenant_findings(file: _File[Tenant], tenant: Tenant, everything: _Everything) -> Iterator[Finding]:

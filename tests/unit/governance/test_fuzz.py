@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from resources.governance.actions import ActionRule, ActionTemplate
 from resources.governance.contracts import LAYERS, read_contract
 from resources.governance.declarations import check
 from resources.governance.kpis import Kpi
@@ -21,7 +22,8 @@ from resources.runtime.yaml_source import Finding, parse_yaml
 
 CONTRACTS = Path(__file__).parents[3] / "contracts"
 FILES = sorted(path for path in CONTRACTS.rglob("*.yaml"))
-MODELS = {"tenants": Tenant, "pipelines": Pipeline, "kpis": Kpi}
+MODELS = {"tenants": Tenant, "pipelines": Pipeline, "kpis": Kpi, "actions/templates": ActionTemplate,
+          "actions/rules": ActionRule}
 
 _NOISE = st.sampled_from(
     [
@@ -48,7 +50,8 @@ def read(file: Path, text: str) -> list[Finding]:
     if parts[0] == "datasets":
         layer = next(layer for layer in LAYERS if layer == file.stem)
         return findings + read_contract(source, f"{parts[1]}.{parts[2]}", layer)[1]
-    return findings + read_model(MODELS[parts[0]], source)[1]
+    place = file.relative_to(CONTRACTS).as_posix()
+    return findings + read_model(next(MODELS[kind] for kind in MODELS if place.startswith(f"{kind}/")), source)[1]
 
 
 @st.composite
