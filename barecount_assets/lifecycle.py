@@ -113,12 +113,13 @@ def run(
     """Bring one tenant's numbers up to date for a range of days.
 
     Raises:
-        BareCountError: declaration.unknown, run.in_progress, source.not_found before anything starts. What stops
-            the run later is in the outcome.
+        BareCountError: declaration.unknown, run.in_progress, source.not_found, contract.breaking, contract.immutable
+            before anything starts. What stops the run later is in the outcome.
     """
     manifest = environment.declarations.effective(request.pipeline, request.tenant_id)
     with environment.run_lock(request.tenant_id, request.pipeline) as check_lock:
         done = probe(environment, manifest, request)
+        environment.admit_contracts(request.tenant_id, request.pipeline)
         if done is not None:
             return RunOutcome(request, False, done)
         return _run_in_dagster(environment, request, check_lock, progress, on_receipt)

@@ -27,4 +27,7 @@ def execute(spec: StageSpec, progress: Progress, environment: StageEnvironment |
     Raises:
         BareCountError: what went wrong, whether a retry can help, and what to do.
     """
-    return import_module(_MODULES[spec.stage]).run(spec, environment or StageEnvironment.open(), progress)
+    environment = environment or StageEnvironment.open()
+    if not spec.probe:
+        environment.admit_contracts(spec.tenant_id, spec.pipeline)
+    return import_module(_MODULES[spec.stage]).run(spec, environment, progress)

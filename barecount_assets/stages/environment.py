@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from resources.governance import registry
 from resources.governance.declarations import Declarations, load
 from resources.runtime.database import Database, fetch, unavailable_as_error
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -41,7 +43,34 @@ class StageEnvironment:
             BareCountError: declaration.invalid, database.unavailable, database.migration.
         """
         settings = settings or Settings.from_environment()
-        return cls(settings, Database.open(settings), load(settings.project_dir))
+        return cls.using(settings, Database.open(settings))
+
+    @classmethod
+    def using(cls, settings: Settings, database: Database) -> StageEnvironment:
+        """The environment of an opened database: what is declared, with the contracts that are current in the registry.
+
+        Raises:
+            BareCountError: declaration.invalid, database.unavailable.
+        """
+        declarations = load(settings.project_dir)
+        with unavailable_as_error(), database.connect(autocommit=True) as connection:
+            return cls(settings, database, registry.overlay(connection, declarations))
+
+    def admit_contracts(self, tenant_id: str, pipeline: str) -> None:
+        """Register what is new or compatible of a pipeline's contracts; once per environment.
+
+        Raises:
+            BareCountError: contract.breaking, contract.immutable.
+        """
+        if (tenant_id, pipeline) in self._admitted:
+            return
+        with unavailable_as_error(), self.database.connect(autocommit=True) as connection:
+            registry.admit(connection, self.declarations, pipeline, tenant_id, dt.datetime.now(dt.UTC))
+        self._admitted.add((tenant_id, pipeline))
+
+    @cached_property
+    def _admitted(self) -> set[tuple[str, str]]:
+        return set()
 
     @cached_property
     def raw_store(self) -> RawStore:

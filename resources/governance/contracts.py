@@ -13,6 +13,7 @@ speak of the whole dataset (`duplicateValues`, `rowCount`, thresholds) are `Cont
 from __future__ import annotations
 
 import datetime as dt
+import enum
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,46 @@ if TYPE_CHECKING:
 Layer = Literal["extraction", "raw", "gold", "activation"]
 LAYERS: tuple[Layer, ...] = get_args(Layer)
 
+
+class Mode(enum.StrEnum):
+    """What a new version must be to those before it; the transitive ones speak of all of them, not of the last.
+
+    `compatibility` decides what each means.
+    """
+
+    NONE = "none"
+    BACKWARD = "backward"
+    FORWARD = "forward"
+    FULL = "full"
+    BACKWARD_TRANSITIVE = "backward_transitive"
+    FORWARD_TRANSITIVE = "forward_transitive"
+    FULL_TRANSITIVE = "full_transitive"
+
+    @property
+    def transitive(self) -> bool:
+        return self.value.endswith("_transitive")
+
+    @property
+    def backward(self) -> bool:
+        return self.value.startswith(("backward", "full"))
+
+    @property
+    def forward(self) -> bool:
+        return self.value.startswith(("forward", "full"))
+
+
+DEFAULT_MODES: Mapping[Layer, Mode] = {
+    # The platform reads what landed under older versions: raw data is never written again.
+    "extraction": Mode.BACKWARD,
+    "raw": Mode.BACKWARD,
+    # Tables are written anew under the new version: what counts is who reads them by the old one.
+    "gold": Mode.FORWARD,
+    "activation": Mode.FORWARD,
+}
+"""Of contracts that declare no mode of their own (custom property `compatibility`)."""
+
 API_VERSION = "v3.1.0"
+DEPRECATION_DAYS = 90
 STATUSES = ("proposed", "draft", "active", "deprecated", "retired")
 CLASSIFICATIONS = ("public", "internal", "confidential", "restricted")
 PHYSICAL_TYPES = (
@@ -174,6 +214,10 @@ class Contract:
         columns: in the order of the document.
         rules: what the whole dataset must keep.
         retention_days: days the data is kept, None when the contract does not say.
+        mode: what a new version must be to those before it: custom property `compatibility`, else the layer's default.
+        deprecation_days: days the version stays readable after a newer one replaced it: SLA property
+            `deprecationWindow`, else `DEPRECATION_DAYS`.
+        document: the document as parsed, JSON-serialisable.
     """
 
     dataset: str
@@ -188,6 +232,9 @@ class Contract:
     columns: tuple[Column, ...]
     rules: tuple[Rule, ...] = ()
     retention_days: int | None = None
+    mode: Mode = Mode.NONE
+    deprecation_days: int = DEPRECATION_DAYS
+    document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     @property
     def primary_key(self) -> tuple[str, ...]:
@@ -307,7 +354,10 @@ class _Reader:
             steward=steward,
             columns=columns,
             rules=rules,
-            retention_days=self._retention(),
+            retention_days=self._days("retention"),
+            mode=self._mode(),
+            deprecation_days=self._days("deprecationWindow") or DEPRECATION_DAYS,
+            document=document,
         )
 
     def _identity(self) -> None:
@@ -332,15 +382,25 @@ class _Reader:
             self._report(("team",), "a dataset has one owner", len(people["owner"]), allowed)
         return (people["owner"] or [""])[0], (people["steward"] or [None])[0]
 
-    def _retention(self) -> int | None:
+    def _mode(self) -> Mode:
+        for index, item in enumerate(self._source.document.get("customProperties", [])):
+            if item["property"] == "compatibility":
+                if item["value"] in list(Mode):
+                    return Mode(item["value"])
+                path = ("customProperties", index, "value")
+                self._report(path, "unknown compatibility mode", item["value"], listed(Mode))
+        return DEFAULT_MODES[self._layer]
+
+    def _days(self, name: str) -> int | None:
+        """An SLA property that is a time, in days; None where it is not declared."""
         factors = {"d": 1, "day": 1, "days": 1, "y": 365, "year": 365, "years": 365}
         for index, item in enumerate(self._source.document.get("slaProperties", [])):
-            if item["property"] != "retention":
+            if item["property"] != name:
                 continue
             value, unit = item["value"], item.get("unit")
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 path = ("slaProperties", index, "value")
-                self._report(path, "not a time to keep data for", value, "a whole number from 1")
+                self._report(path, f"not a time for {name}", value, "a whole number from 1")
             elif unit not in factors:
                 self._report(("slaProperties", index, "unit"), "unknown unit", unit, listed(factors))
             else:

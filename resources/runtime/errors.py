@@ -23,6 +23,8 @@ class ErrorCode(enum.StrEnum):
     SOURCE_MALFORMED = "source.malformed"
     SOURCE_UNAVAILABLE = "source.unavailable"
     SCHEMA_DRIFT = "contract.schema_drift"
+    CONTRACT_BREAKING = "contract.breaking"
+    CONTRACT_IMMUTABLE = "contract.immutable"
     STORE_CONFLICT = "store.conflict"
     STORE_CORRUPT = "store.corrupt"
     STORE_FULL = "store.full"

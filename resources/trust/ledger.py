@@ -238,6 +238,14 @@ with refs as (
     union all
     select 'kpi.published', name, run_token, evidence_seq
     from platform.publication where tenant_id = $1
+    union all
+    select 'contract.registered', e.dataset || '/' || e.layer, v.document_hash, e.evidence_seq
+    from platform.contract_evidence e join platform.contract_version v using (dataset, layer, version)
+    where e.tenant_id = $1
+    union all
+    select 'contract.' || case when active then 'subscribed' else 'unsubscribed' end,
+        dataset || '/' || layer || '/' || consumer, run_token, evidence_seq
+    from platform.contract_subscription where tenant_id = $1
 )
 select refs.evidence_seq, refs.kind, refs.subject
 from refs

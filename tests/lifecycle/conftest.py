@@ -23,7 +23,6 @@ from barecount_assets import lifecycle, sample
 from barecount_assets.lifecycle import RunOutcome, RunRequest
 from barecount_assets.sample import SampleFacts
 from barecount_assets.stages.environment import StageEnvironment
-from resources.governance import declarations
 from resources.runners.stage import Stage, StageReceipt
 from resources.runtime.database import Database, fetch, fetch_dicts
 from resources.runtime.settings import Settings
@@ -46,7 +45,7 @@ class Project:
 
     @property
     def environment(self) -> StageEnvironment:
-        return StageEnvironment(self.settings, self.database, declarations.load(self.settings.project_dir))
+        return StageEnvironment.using(self.settings, self.database)
 
     def folder(self, tenant: str) -> Path:
         """Where the sources of `order_to_cash` lie."""
