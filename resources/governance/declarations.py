@@ -22,6 +22,7 @@ from resources.data_utilities.calendar import CalendarSettings, check_country
 from resources.data_utilities.fiscal import FiscalSettings
 from resources.governance.actions import ActionRule, ActionTemplate, read_sample, rule_problems
 from resources.governance.contracts import LAYERS, Column, Contract, Layer, physical_type, read_contract
+from resources.governance.endpoints import Endpoint
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.host.tenants import Tenant
@@ -65,6 +66,7 @@ class Declarations:
         tenants, pipelines, kpis: by id or name, in order of name.
         contracts: by dataset and layer.
         action_templates, action_rules: by name, in order of name.
+        endpoints: by tenant and name.
     """
 
     project_dir: Path
@@ -74,6 +76,7 @@ class Declarations:
     contracts: Mapping[tuple[str, Layer], Contract]
     action_templates: Mapping[str, ActionTemplate] = field(default_factory=dict)
     action_rules: Mapping[str, ActionRule] = field(default_factory=dict)
+    endpoints: Mapping[tuple[str, str], Endpoint] = field(default_factory=dict)
 
     def tenant(self, tenant_id: str) -> Tenant:
         """Raises BareCountError declaration.unknown for an id that no file declares."""
@@ -101,6 +104,11 @@ class Declarations:
     def action_rule(self, name: str) -> ActionRule:
         """Raises BareCountError declaration.unknown for a name that no file declares."""
         return _known("action rule", name, self.action_rules)
+
+    def endpoint(self, tenant_id: str, name: str) -> Endpoint:
+        """Raises BareCountError declaration.unknown for a name that the tenant has not declared."""
+        own = {known: endpoint for (tenant, known), endpoint in self.endpoints.items() if tenant == tenant_id}
+        return _known(f"endpoint of {tenant_id}", name, own)
 
     def effective(self, pipeline: str, tenant_id: str) -> Pipeline:
         """The manifest with the tenant's overrides; its `hash` stays that of the file.
@@ -172,7 +180,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     return {model.__name__: dialect | model.model_json_schema() for model in _DOCUMENTS}
 
 
-_DOCUMENTS = (Tenant, Pipeline, Kpi, ActionTemplate, ActionRule)
+_DOCUMENTS = (Tenant, Pipeline, Kpi, ActionTemplate, ActionRule, Endpoint)
 
 
 def write_json_schemas(folder: Path) -> list[Path]:
@@ -214,6 +222,7 @@ class _Everything:
     contracts: dict[tuple[str, Layer], _File[Contract]] = field(default_factory=dict)
     action_templates: dict[str, _File[ActionTemplate]] = field(default_factory=dict)
     action_rules: dict[str, _File[ActionRule]] = field(default_factory=dict)
+    endpoints: dict[tuple[str, str], _File[Endpoint]] = field(default_factory=dict)
     gdp_sql: Mapping[str, Path] = field(default_factory=dict)
     kpi_sql: Mapping[str, Path] = field(default_factory=dict)
     dbt_models: dict[str, _DbtModel] = field(default_factory=dict)
@@ -237,11 +246,12 @@ def _read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
         contracts=_models(everything.contracts),
         action_templates=_models(everything.action_templates),
         action_rules=_models(everything.action_rules),
+        endpoints=_models(everything.endpoints),
     )
     return declarations, findings
 
 
-Key = TypeVar("Key", str, tuple[str, Layer])
+Key = TypeVar("Key", str, tuple[str, Layer], tuple[str, str])
 
 
 def _models(files: Mapping[Key, _File[Model]]) -> Mapping[Key, Model]:
@@ -255,6 +265,7 @@ _PLACES = (
     "datasets/<namespace>/<name>/<layer>.yaml",
     "actions/templates/<name>.yaml",
     "actions/rules/<name>.yaml",
+    "actions/endpoints/<tenant>/<name>.yaml",
 )
 
 
@@ -299,6 +310,14 @@ class _Reading:
                     message = "the file lies in the folder of another pipeline"
                     found = kpi.model.metadata.pipeline
                     self.findings.append(kpi.finding(("metadata", "pipeline"), message, found=found, allowed=parts[1]))
+            case "actions/endpoints":
+                endpoint = self._document(file, Endpoint, ("metadata", "name"))
+                result.endpoints[parts[2], name] = endpoint
+                if endpoint.model and endpoint.model.tenant_id != parts[2]:
+                    message = "the file lies in the folder of another tenant"
+                    found = endpoint.model.tenant_id
+                    self.findings.append(
+                        endpoint.finding(("metadata", "tenant"), message, found=found, allowed=parts[2]))
             case "datasets":
                 self._contract(result, file, f"{parts[1]}.{parts[2]}")
             case "actions/templates":
@@ -558,6 +577,9 @@ def _across(everything: _Everything) -> Iterator[Finding]:
             yield from _kpi_findings(kpi, kpi.model, everything)
     yield from _contract_findings(everything)
     yield from _rule_findings(everything)
+    for endpoint in everything.endpoints.values():
+        if endpoint.model:
+            yield from _endpoint_findings(endpoint, endpoint.model, everything)
 
 
 def _rule_findings(everything: _Everything) -> Iterator[Finding]:
@@ -570,6 +592,22 @@ def _rule_findings(everything: _Everything) -> Iterator[Finding]:
         if file.model:
             for path, message, found, allowed in rule_problems(file.model, kpis, served, templates, rules):
                 yield file.finding(path, message, found=found, allowed=allowed)
+
+
+def _endpoint_findings(file: _File[Endpoint], endpoint: Endpoint, everything: _Everything) -> Iterator[Finding]:
+    if endpoint.tenant_id not in everything.tenants:
+        message = "unknown tenant" + did_you_mean(endpoint.tenant_id, everything.tenants)
+        allowed = listed(everything.tenants)
+        yield file.finding(("metadata", "tenant"), message, found=endpoint.tenant_id, allowed=allowed)
+        return
+    tenant = everything.tenants[endpoint.tenant_id].model
+    plaintext = tenant is not None and any(opening.plaintext for opening in tenant.spec.egress)
+    url = getattr(endpoint.spec.target, "url", "")
+    security = getattr(endpoint.spec.target, "security", "")
+    if not plaintext and (url.startswith("http:") or security == "none"):
+        key, found = ("url", url) if url else ("security", security)
+        allowed = f"TLS, or an opening with plaintext: true in spec.egress of tenant {endpoint.tenant_id}"
+        yield file.finding(("spec", "target", key), "would be sent without TLS", found=found, allowed=allowed)
 
 
 def _tenant_findings(file: _File[Tenant], tenant: Tenant, everything: _Everything) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 
 from resources.runtime.declared import (
     Cron,
@@ -21,6 +21,7 @@ from resources.runtime.declared import (
     TimeZone,
     refusal,
 )
+from resources.security.egress import EgressPolicy, Opening
 
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 
@@ -118,6 +119,25 @@ class PipelineOverride(Declared):
     alerts: AlertsOverride | None = None
 
 
+def _egress_target(target: str) -> str:
+    if "/" in target and Opening(target).network is None:
+        raise refusal("not a network", allowed="CIDR notation without host bits, e.g. 10.20.0.0/16")
+    return target
+
+
+class EgressOpening(Declared):
+    """One place that actions of the tenant may be delivered to although it is not public, or not behind TLS.
+
+    `target` is an address, a network in CIDR notation, or a name; without `port` it stands for all of them.
+    """
+
+    target: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+(/[0-9]{1,3})?$"), AfterValidator(_egress_target)]
+    port: int | None = Field(default=None, ge=1, le=65535)
+    plaintext: bool = False
+    reason: Text
+
+
 class TenantMetadata(Declared):
     """Identity of a tenant. `id` is in every row, run, event and decision."""
 
@@ -136,6 +156,7 @@ class TenantSpec(Declared):
     calendar: Calendar
     contacts: tuple[Contact, ...]
     overrides: dict[Name, PipelineOverride] = Field(default_factory=dict)
+    egress: tuple[EgressOpening, ...] = ()
 
     @field_validator("contacts")
     @classmethod
@@ -156,3 +177,9 @@ class Tenant(DeclaredDocument):
     @property
     def id(self) -> str:
         return self.metadata.id
+
+    @property
+    def egress_policy(self) -> EgressPolicy:
+        """What deliveries of the tenant may connect to besides public addresses over TLS."""
+        return EgressPolicy(tuple(
+            Opening(opening.target, opening.port, opening.plaintext) for opening in self.spec.egress))

@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from resources.runtime.redaction import redact
+
 
 class ErrorCode(enum.StrEnum):
     """Closed taxonomy. The prefix names the part at fault: who has to act."""
@@ -35,6 +37,11 @@ class ErrorCode(enum.StrEnum):
     GATE_FAILED = "gate.failed"
     EVIDENCE_BROKEN = "evidence.broken"
     EVIDENCE_MISSING = "evidence.missing"
+    DELIVERY_CONFLICT = "delivery.conflict"
+    DELIVERY_UNVERIFIED = "delivery.unverified"
+    EGRESS_DENIED = "egress.denied"
+    SECRET_UNKNOWN = "secret.unknown"
+    SECRET_UNAVAILABLE = "secret.unavailable"
     RUN_IN_PROGRESS = "run.in_progress"
     RUNNER_UNKNOWN = "runner.unknown"
     ACCESS_DENIED = "access.denied"
@@ -65,6 +72,7 @@ class BareCountError(Exception):
         details: Mapping[str, Any] | None = None,
         correlation_id: str | None = None,
     ) -> None:
+        message = redact(message)
         super().__init__(message)
         self.code = code
         self.message = message

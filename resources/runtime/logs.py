@@ -1,7 +1,7 @@
 """Structured logs: one JSON object per line in `<data_dir>/logs/barecount.jsonl`, readable text for people.
 
 Every line carries the bound context (tenant, pipeline, stage, run_token, correlation_id). Values never appear in
-logs: messages name fields, files and counts.
+logs: messages name fields, files and counts; values of secrets are blanked out wherever they turn up.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
+
+from resources.runtime.redaction import redact
 
 _context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("barecount_log_context", default={})  # noqa: B039
 LOGGER_NAME = "barecount"
@@ -60,7 +62,7 @@ class JsonFormatter(logging.Formatter):
             else:
                 line["error"] = {"message": str(error), "type": type(error).__name__}
                 line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return redact(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def configure(data_dir: Path) -> None:
