@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from barecount_assets.cli import actions, evidence, output, quarantine
+from barecount_assets.cli import actions, contracts, evidence, output, quarantine
 from barecount_assets.cli.verbs import Json, Tenant, command, environment, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
@@ -21,6 +21,7 @@ raw_app = typer.Typer(no_args_is_help=True, help="The raw store and the tables l
 app.add_typer(raw_app, name="raw")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(evidence.app, name="evidence")
+app.add_typer(contracts.app, name="contracts")
 app.add_typer(actions.app, name="actions")
 
 @app.callback(invoke_without_command=True)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Tenant id.")]
+Who = Annotated[
+    str | None, typer.Option("--who", envvar="BARECOUNT_USER", help="Who decides (default: the user logged in).")]
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,6 +48,13 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[.
         return group.command(name)(guarded)
 
     return register
+
+
+def person(who: str | None) -> str:
+    """Who decides: as given (option `Who`), else the user logged in to the machine."""
+    import getpass
+
+    return who or getpass.getuser()
 
 
 def settings() -> Settings:

@@ -24,7 +24,7 @@ from typing import Any
 import psycopg
 
 from resources.governance.compatibility import Change, Comparison, Verdict, compare, judge, next_version, version_key
-from resources.governance.contracts import Contract, Layer, read_contract
+from resources.governance.contracts import Contract, Layer, Mode, read_contract
 from resources.governance.declarations import Declarations
 from resources.governance.subscriptions import BrokenSubscriber, broken_by, datasets_of, lock_registry, tenants_of
 from resources.runtime import events
@@ -221,14 +221,17 @@ def plan(connection: Any, declarations: Declarations, datasets: Iterable[str] | 
     ))
 
 
-def candidate_step(connection: Any, declarations: Declarations, contract: Contract) -> Step:
-    """What would become of a contract that is not (yet) declared."""
+def candidate_step(
+    connection: Any, declarations: Declarations, contract: Contract, mode: Mode | None = None
+) -> Step:
+    """What would become of a contract that is not (yet) declared; `mode`: instead of the current version's."""
     known = _current_numbers(connection).get((contract.dataset, contract.layer))
-    return _step(connection, declarations, contract, known)
+    return _step(connection, declarations, contract, known, mode)
 
 
 def _step(
-    connection: Any, declarations: Declarations, contract: Contract, known: tuple[str, str] | None
+    connection: Any, declarations: Declarations, contract: Contract, known: tuple[str, str] | None,
+    mode: Mode | None = None,
 ) -> Step:
     if known is None:
         return Step(Action.REGISTER, contract)
@@ -248,7 +251,7 @@ def _step(
     if version_key(contract.version) < version_key(number):
         problem = f"version {contract.version} is older than the current one, {number}, and versions only grow"
         return Step(Action.REFUSE, contract, number, comparison, problem=problem, suggested=suggested)
-    verdict = judge(contract, versions, latest.mode)
+    verdict = judge(contract, versions, mode or latest.mode)
     broken = broken_by(connection, declarations, contract, versions)
     action = Action.UPDATE if verdict.compatible and not broken else Action.BREAK
     return Step(action, contract, number, comparison, verdict, broken)
@@ -348,7 +351,7 @@ def _require_immutable(found: Plan) -> None:
             " | ".join(f"{step.file}: {step.problem}" for step in refused),
             hint="give the changed contract a version of its own: "
             + ", ".join(f"{step.suggested} in {step.file}" for step in refused),
-            details={"contracts": [_facts(step) for step in refused]},
+            details={"contracts": [step_facts(step) for step in refused]},
         )
 
 
@@ -360,7 +363,7 @@ def _require_compatible(found: Plan) -> None:
             " | ".join(_broken_text(step) for step in breaking),
             hint="see whom it breaks with `barecount contracts sync --dry-run`, then decide with "
             "`barecount contracts sync --reason WHY`, or declare a compatible change",
-            details={"contracts": [_facts(step) for step in breaking]},
+            details={"contracts": [step_facts(step) for step in breaking]},
         )
 
 
@@ -373,8 +376,8 @@ def _broken_text(step: Step) -> str:
             f"Subscribers it breaks: {named}")
 
 
-def _facts(step: Step) -> dict[str, Any]:
-    """A step for machines."""
+def step_facts(step: Step) -> dict[str, Any]:
+    """A step for machines, JSON-serialisable."""
     return {
         "dataset": step.dataset, "layer": step.layer, "version": step.version, "current": step.current,
         "action": step.action.value, "problem": step.problem, "suggested": step.suggested,
@@ -495,6 +498,20 @@ left join platform.contract_version successor
     on successor.dataset = v.dataset and successor.layer = v.layer and successor.previous = v.version
 where v.dataset = $1 and v.layer = $2
 """
+LISTING = """
+select c.dataset, c.layer, c.version, d.status, d.owner, d.steward, c.since,
+    (select count(*) from platform.contract_version v where v.dataset = c.dataset and v.layer = c.layer) as versions
+from platform.contract_current c join platform.dataset d using (dataset)
+"""
+"""Current versions with their datasets: the rows `barecount contracts list` shows."""
+PUBLISHED_UNDER = """
+select p.tenant_id, p.contract_version, min(p.version) as first, max(p.version) as last
+from platform.publication p
+where p.pipeline || '.' || p.name = $1
+group by p.tenant_id, p.contract_version
+order by p.tenant_id, 3
+"""
+"""Publications of an activation dataset `$1`, by the contract version they were made under."""
 _UPSERT_DATASET = """
 insert into platform.dataset as d (dataset, owner, steward, status, registered_at, updated_at)
 values ($1, $2, nullif($3, ''), 'active', $4, $4)
