@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from barecount_assets.stages import dbt, history
+from barecount_assets.stages import dbt, history, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
@@ -86,6 +86,9 @@ def _commit(
         versions = _versions(connection, model, spec.tenant_id, run_id)
         outputs.append(Output(model, content, rows, versions))
     quarantined = _quarantine(connection, spec, manifest, token)
+    if scope == "all":
+        quarantine_life.settle_accepted(
+            connection, spec.tenant_id, spec.pipeline, manifest.spec.transforms.gdp, token, run_id)
     fetch(connection, _INCLUDE, (spec.tenant_id, spec.pipeline, run_id, [b["batch_id"] for b in batches]))
     receipt = StageReceipt(
         stage=Stage.NORMALIZATION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,

@@ -246,6 +246,21 @@ with refs as (
     select 'contract.' || case when active then 'subscribed' else 'unsubscribed' end,
         dataset || '/' || layer || '/' || consumer, run_token, evidence_seq
     from platform.contract_subscription where tenant_id = $1
+    union all
+    select 'quarantine.' || kind, subject, run_token, evidence_seq
+    from platform.quarantine_decision where tenant_id = $1
+    union all
+    select 'raw.expired', subject, run_token, evidence_seq from platform.raw_expiry where tenant_id = $1
+    union all
+    select 'hold.added', subject, run_token, evidence_seq from platform.legal_hold where tenant_id = $1
+    union all
+    select 'hold.released', subject, run_token, evidence_seq from platform.legal_hold_release where tenant_id = $1
+    union all
+    select 'run.replayed', pipeline, run_token, evidence_seq from platform.replay where tenant_id = $1
+    union all
+    select 'backfill.started', pipeline, run_token, evidence_seq from platform.backfill where tenant_id = $1
+    union all
+    select 'backfill.finished', pipeline, run_token, evidence_seq from platform.backfill_end where tenant_id = $1
 )
 select refs.evidence_seq, refs.kind, refs.subject
 from refs

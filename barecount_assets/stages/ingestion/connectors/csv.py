@@ -98,7 +98,7 @@ class CsvFormat:
                 refuse_names(names, schema, where, "header")
                 records = records.slice(1, len(records))
             if len(records):
-                yield self._batch(records, names, schema, before)
+                yield self.parse(records, names, schema, before)
                 before += len(records)
 
     def _records(self, stream: ByteStream, where: str, block_size: int) -> Iterator[Records]:
@@ -126,9 +126,10 @@ class CsvFormat:
         fields = self._count_fields(record, self._quotes(record))[0]
         return tuple(column[0].as_py() for column in self._columns(record, int(fields), nulls=False))
 
-    def _batch(
+    def parse(
         self, records: Records, names: tuple[str, ...], schema: ExtractorSchema, before: int
     ) -> ParsedBatch:
+        """Records of a file whose columns have these names; `before` records of it came earlier."""
         sound, faults = self._judge(records, fields=len(names))
         parsed = np.flatnonzero(sound)
         texts = dict(zip(names, self._columns(records.select(sound), len(names)), strict=True))

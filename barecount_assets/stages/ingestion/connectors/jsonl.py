@@ -52,8 +52,8 @@ class JsonlFormat:
         names: dict[str, None] = {}
         for records in split_records(stream, where, block_size=_OBSERVED_BYTES, rows=_OBSERVED_RECORDS):
             for line in records.take(np.arange(len(records))):
-                with suppress(_Refused):  # reported when it is read
-                    names.update(dict.fromkeys(_record(line)))
+                with suppress(Refused):  # reported when it is read
+                    names.update(dict.fromkeys(strict_object(line)))
             break
         return ObservedSchema(tuple(names))
 
@@ -69,7 +69,7 @@ class JsonlFormat:
         for lines in split_records(stream, where, block_size=block_size, rows=BATCH_RECORDS):
             records = lines.select(~_blank(lines))
             if len(records):
-                yield _batch(records, schema, before)
+                yield parse(records, schema, before)
                 before += len(records)
 
 
@@ -143,8 +143,8 @@ def _parse(lines: Records, names: Sequence[str]) -> _Parsed:
     sinks = [(name, values.append) for name, values in zip(names, parsed.values, strict=True)]
     for position in range(len(lines)):
         try:
-            record = _record(lines[position])
-        except _Refused as refused:
+            record = strict_object(lines[position])
+        except Refused as refused:
             reason, message = refused.args
             parsed.faults.append(Fault(np.array([position]), None, reason, [message]))
             continue
@@ -158,13 +158,13 @@ def _parse(lines: Records, names: Sequence[str]) -> _Parsed:
     return parsed
 
 
-class _Refused(ValueError):
+class Refused(ValueError):
     """Reason and message of a line that is no strict object."""
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def strict_object(line: bytes) -> dict[str, Any]:
     if b"\0" in line:
-        raise _Refused("nul_byte", "found a NUL byte, allowed are characters")
+        raise Refused("nul_byte", "found a NUL byte, allowed are characters")
     try:
         value = _decode(line.decode())
         if line.count(b"{") + line.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
@@ -172,17 +172,17 @@ def _record(line: bytes) -> dict[str, Any]:
         if _SURROGATE.search(line):
             json_text(value).encode()
     except UnicodeDecodeError:
-        raise _Refused("bad_encoding", "found bytes that are not utf-8") from None
+        raise Refused("bad_encoding", "found bytes that are not utf-8") from None
     except UnicodeEncodeError:
-        raise _Refused("bad_encoding", "found half of a surrogate pair, which is no character") from None
+        raise Refused("bad_encoding", "found half of a surrogate pair, which is no character") from None
     except RecursionError:
-        raise _Refused(
+        raise Refused(
             "malformed", f"found more than {MAX_DEPTH} levels of nesting, the most allowed"
         ) from None
     except ValueError as error:
-        raise _Refused("malformed", f"found {error}, allowed one strict JSON object per line") from None
+        raise Refused("malformed", f"found {error}, allowed one strict JSON object per line") from None
     if type(value) is not dict:
-        raise _Refused("not_an_object", f"found {_found(value)}, allowed one JSON object per line")
+        raise Refused("not_an_object", f"found {_found(value)}, allowed one JSON object per line")
     return value
 
 
@@ -195,7 +195,8 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _batch(lines: Records, schema: ExtractorSchema, before: int) -> ParsedBatch:
+def parse(lines: Records, schema: ExtractorSchema, before: int) -> ParsedBatch:
+    """Lines, none of them blank, as records of the schema; `before` records of the unit came earlier."""
     records = _parse(lines, [field.source_name for field in schema.fields])
     parsed = np.array(records.positions, np.int64)
     columns = [_column(field, values) for field, values in zip(schema.fields, records.values, strict=True)]

@@ -1,0 +1,189 @@
+"""Refused records, read again from the bytes they were kept as.
+
+A payload is the record as its source had it: a line of CSV without its line end, a JSON object. Reading it again is the
+same code as reading the source, so a record is accepted now exactly if the source would be accepted now. Sources whose
+records have no text of their own (Parquet, tables, REST) keep a record as one JSON object, and JSON's strict rules
+apply to it. What normalization refused lies in quarantine as the row of the raw table, by column names.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from barecount_assets.stages.ingestion.connectors import jsonl
+from barecount_assets.stages.ingestion.connectors.csv import CsvFormat
+from barecount_assets.stages.ingestion.parsing import Records, split_records
+from barecount_assets.stages.ingestion.records import EXTRA, ExtractorSchema, Field, ParsedBatch
+from resources.runtime.errors import BareCountError, ErrorCode
+
+
+class PayloadReader(Protocol):
+    """Reads payloads of one source.
+
+    Attributes:
+        encoding: of payloads that are text.
+    """
+
+    encoding: str
+
+    def parse(self, payloads: Sequence[bytes], before: int) -> ParsedBatch:
+        """Payloads as records; they are numbered from `before` + 1."""
+        ...
+
+    def corrected(self, payload: bytes, values: Mapping[str, str]) -> bytes:
+        """The record with some fields set, everything else as it is; an empty value is none.
+
+        Raises:
+            BareCountError: usage for a record whose fields cannot be told apart.
+        """
+        ...
+
+    def require_one(self, payload: bytes) -> None:
+        """Raises BareCountError usage for bytes that are not one record."""
+        ...
+
+
+@dataclass(frozen=True)
+class CsvPayloads:
+    """Lines of a CSV source. `names` are those of the header the records stood under."""
+
+    format: CsvFormat
+    names: tuple[str, ...]
+    schema: ExtractorSchema
+
+    @property
+    def encoding(self) -> str:
+        return self.format.encoding
+
+    def parse(self, payloads: Sequence[bytes], before: int) -> ParsedBatch:
+        return self.format.parse(_records(payloads), self.names, self.schema, before)
+
+    def corrected(self, payload: bytes, values: Mapping[str, str]) -> bytes:
+        try:
+            fields = self._fields(payload.decode(self.encoding))
+        except UnicodeDecodeError:
+            fields = []
+        if len(fields) != len(self.names):
+            raise _not_correctable(payload, f"it does not have the {len(self.names)} fields of its header")
+        for name, value in values.items():
+            fields[self._position(name)] = self._quoted(value)
+        return self.format.delimiter.join(fields).encode(self.encoding)
+
+    def require_one(self, payload: bytes) -> None:
+        quote = ord(self.format.quote) if self.format.multiline and self.format.quote else None
+        _require_one(payload, quote)
+
+    def _fields(self, text: str) -> list[str]:
+        """The fields as written, quotes included."""
+        delimiter, quote = re.escape(self.format.delimiter), self.format.quote
+        if quote is None or quote not in text:
+            return text.split(self.format.delimiter)
+        mark = re.escape(quote)
+        one = rf"{mark}(?:[^{mark}]|{mark}{mark})*{mark}|[^{mark}{delimiter}]*"
+        if not re.fullmatch(rf"(?:{one})(?:{delimiter}(?:{one}))*", text, re.DOTALL):
+            return []
+        return re.findall(rf"(?:\A|(?<={delimiter}))({one})(?={delimiter}|\Z)", text, re.DOTALL)
+
+    def _position(self, name: str) -> int:
+        if name not in self.names:
+            raise BareCountError(
+                ErrorCode.USAGE, f"these records have no field {name!r}; theirs are {', '.join(self.names)}",
+                hint="replay records of one source at a time (--dataset, --reason)")
+        return self.names.index(name)
+
+    def _quoted(self, value: str) -> str:
+        quote = self.format.quote
+        if not any(mark in value for mark in (self.format.delimiter, "\n", "\r", quote or "\n")):
+            return value
+        if quote is None:
+            raise BareCountError(ErrorCode.USAGE, f"the value {value!r} cannot be written: this source has no quotes",
+                                 hint="give a value without the delimiter and line ends")
+        return quote + value.replace(quote, quote * 2) + quote
+
+
+@dataclass(frozen=True)
+class JsonPayloads:
+    """JSON objects, one a record, with the field names of the source, or of the raw table (`by_column`)."""
+
+    schema: ExtractorSchema
+    by_column: bool = False
+    encoding: str = "utf-8"
+
+    def parse(self, payloads: Sequence[bytes], before: int) -> ParsedBatch:
+        schema = self.schema
+        if self.by_column:
+            schema = ExtractorSchema(tuple(replace(f, source_name=f.name, format=None) for f in schema.fields))
+            batch = jsonl.parse(_records([_without_stamps(payload) for payload in payloads]), schema, before)
+            return replace(batch, original=lambda rows: _originals(payloads, batch, before, rows))
+        return jsonl.parse(_records(payloads), schema, before)
+
+    def corrected(self, payload: bytes, values: Mapping[str, str]) -> bytes:
+        try:
+            record = jsonl.strict_object(payload)
+        except jsonl.Refused as refused:
+            raise _not_correctable(payload, str(refused.args[1])) from refused
+        fields = {(f.name if self.by_column else f.source_name): f for f in self.schema.fields}
+        for name, value in values.items():
+            record[name] = _json_value(fields[name], value)
+        return jsonl.json_text(record).encode()
+
+    def require_one(self, payload: bytes) -> None:
+        _require_one(payload, None)
+
+
+def _records(payloads: Sequence[bytes]) -> Records:
+    """Payloads, none of them empty, as a block of records."""
+    data = np.frombuffer(b"\n".join([*payloads, b""]), np.uint8)
+    offsets = np.zeros(len(payloads) + 1, np.int64)
+    np.cumsum([len(payload) + 1 for payload in payloads], out=offsets[1:])
+    return Records(data, offsets, offsets[1:] - 1)
+
+
+def _require_one(payload: bytes, quote: int | None) -> None:
+    blocks = list(split_records(io.BytesIO(payload), "the record", quote=quote, drop_mark=False))
+    if sum(map(len, blocks)) != 1 or blocks[0][0] != payload or not payload.strip():
+        raise BareCountError(
+            ErrorCode.USAGE, f"found {payload[:80].decode('utf-8', 'backslashreplace')!r}, allowed is one record as "
+            "its source writes it, without a line end", hint="to give a record up, discard it")
+
+
+def _not_correctable(payload: bytes, why: str) -> BareCountError:
+    return BareCountError(
+        ErrorCode.USAGE,
+        f"a field of {payload[:80].decode('utf-8', 'backslashreplace')!r} cannot be set: {why}",
+        hint="select other records (--reason, --field), or export these, edit them, and replay with --from FILE")
+
+
+def _json_value(field: Field, value: str) -> Any:
+    """The value as the JSON kind that the field's type takes."""
+    if value == "":
+        return None
+    if pa.types.is_boolean(field.type) and value in ("true", "false"):
+        return value == "true"
+    number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+    if number and re.fullmatch(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", value):
+        return jsonl.Number(value)
+    return value  # of the wrong kind, and refused for it
+
+
+def _without_stamps(payload: bytes) -> bytes:
+    """The raw row with its undeclared fields beside the declared ones, as the source had them."""
+    row = jsonl.strict_object(payload)
+    extra = row.pop(EXTRA, None)
+    found = {name: value for name, value in row.items() if value is not None}
+    return jsonl.json_text({**(json.loads(extra) if extra else {}), **found}).encode()
+
+
+def _originals(
+    payloads: Sequence[bytes], batch: ParsedBatch, before: int, positions: pa.Int64Array
+) -> pa.LargeBinaryArray:
+    numbers = batch.rows.column("_row_number").take(positions).to_pylist()
+    return pa.array([payloads[number - before - 1] for number in numbers], pa.large_binary())
