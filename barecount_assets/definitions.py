@@ -34,7 +34,7 @@ def build_defs(project_dir: Path | None = None, resources: Mapping[str, Any] | N
     """
     declarations = declared.load(project_dir or Settings.from_environment().project_dir)
     assets: list[dg.AssetsDefinition] = []
-    all_jobs, all_schedules, all_sensors = [], [], []
+    all_jobs, all_schedules, all_sensors = [], [], [sensors.freshness(declarations)]
     for manifest in declarations.pipelines.values():
         own = [*raw.build(declarations, manifest), *transforms.build(declarations, manifest)]
         job = jobs.pipeline_job(manifest, own)

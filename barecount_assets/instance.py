@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 URL_VARIABLE = "BARECOUNT_DAGSTER_URL"
 _EVENT_BATCH = "500"
+_STATEMENT_TIMEOUT_MS = 600_000
+_POOL_RECYCLE_SECONDS = 3_600
+_MAX_OVERFLOW = 20
 
 _INSTANCE = f"""\
 # Written by BareCount. The URL comes from the environment, so that no password lies in this file.
@@ -72,4 +75,9 @@ def open_instance(settings: Settings, database: Database) -> dg.DagsterInstance:
     os.environ.update(environment)
     import dagster as dg
 
-    return dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
+    instance = dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
+    # Dagster opens a connection for every statement unless told to keep some, as its webserver does: a run over a
+    # year of partitions would spend most of its time on connecting.
+    instance.optimize_for_webserver(
+        statement_timeout=_STATEMENT_TIMEOUT_MS, pool_recycle=_POOL_RECYCLE_SECONDS, max_overflow=_MAX_OVERFLOW)
+    return instance

@@ -13,6 +13,8 @@ from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.runners.facade import Progress, RunnerFacade
 from resources.runners.stage import CheckOutcome, StageReceipt, StageSpec
+from resources.runtime import events, logs
+from resources.runtime.database import fetch
 from resources.runtime.errors import BareCountError, ErrorCode, unexpected
 
 _LOG_EVERY_SECONDS = 5.0
@@ -39,8 +41,12 @@ class Runner:
         self.first_error: BareCountError | None = None
 
     @cached_property
+    def _opened(self) -> StageEnvironment:
+        return self._environment or StageEnvironment.open()
+
+    @cached_property
     def _facade(self) -> RunnerFacade:
-        environment = self._environment or StageEnvironment.open()
+        environment = self._opened
         return RunnerFacade.on_one_machine(lambda spec, progress: execute(spec, progress, environment))
 
     def run(self, context: dg.AssetExecutionContext, spec: StageSpec) -> StageReceipt:
@@ -56,6 +62,7 @@ class Runner:
         except Exception as cause:
             error = cause if isinstance(cause, BareCountError) else unexpected(cause)
             self.first_error = self.first_error or error
+            self._tell_of_failure(spec, error)
             raise dg.Failure(
                 description=str(error),
                 metadata={"error": dg.MetadataValue.json(error.envelope()["error"])},
@@ -70,6 +77,22 @@ class Runner:
         if self._on_receipt is not None:
             self._on_receipt(receipt)
         return receipt
+
+    def _tell_of_failure(self, spec: StageSpec, error: BareCountError) -> None:
+        """Put the failure among the events, where the database can still be reached; the log has it in any case."""
+        event = events.Event(
+            spec.tenant_id, "stage.failed", spec.pipeline, error.correlation_id,
+            {"pipeline": spec.pipeline, "stage": spec.stage.value, "source": spec.source,
+             "error": {"code": error.code.value, "message": error.message, "correlation_id": error.correlation_id,
+                       "retryable": error.retryable}},
+            spec.pipeline,
+        )
+        try:
+            with self._opened.database.transaction() as connection:
+                if fetch(connection, "select 1 from platform.tenant where tenant_id = $1", (spec.tenant_id,)):
+                    events.append(connection, event)
+        except BareCountError as unreachable:
+            logs.get_logger("runner").warning("a failure could not be told: %s", unreachable.message)
 
 
 def metadata_of(receipts: Sequence[StageReceipt], output: str) -> dict[str, Any]:

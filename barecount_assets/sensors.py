@@ -1,4 +1,4 @@
-"""Sensors: a file that appears in a source's folder starts the pipeline for its day.
+"""Sensors: a file that appears in a source's folder starts the pipeline for its day; a missed promise is put on record.
 
 The sensor's cursor only saves work: whether a file's content has landed is decided by the ingestion stage, in the
 database, so a lost cursor or a second daemon does nothing twice.
@@ -8,6 +8,7 @@ https://docs.dagster.io/guides/automate/sensors
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 from collections import defaultdict
@@ -17,12 +18,14 @@ from pathlib import Path
 import dagster as dg
 
 from barecount_assets import keys, partitions
+from resources.governance.declarations import Declarations
 from resources.governance.manifests import FileSource, Pipeline
 from resources.runners.stage import Placement, Stage, StageSpec
 from resources.runtime.errors import BareCountError
 from resources.runtime.settings import Settings
 
 _INTERVAL_SECONDS = 30
+_SLO_INTERVAL_SECONDS = 60
 
 
 def file_drop(manifest: Pipeline, job: dg.JobDefinition) -> dg.SensorDefinition | None:
@@ -85,3 +88,28 @@ def _files(folder: Path) -> list[tuple[str, str]]:
         return []
     with os.scandir(folder) as entries:
         return [(e.name, f"{e.stat().st_size}-{e.stat().st_mtime_ns}") for e in entries if e.is_file()]
+
+
+def freshness(declarations: Declarations) -> dg.SensorDefinition:
+    """Looks whether publications are as fresh as promised, and records what is not (event `slo.breached`)."""
+
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        from resources.governance import slos
+        from resources.runtime.database import Database
+
+        now = dt.datetime.now(dt.UTC)
+        found = []
+        with Database.open(Settings.from_environment()).connect(autocommit=True) as connection:
+            for manifest in declarations.pipelines.values():
+                for tenant in manifest.spec.tenants:
+                    breach = slos.check_freshness(connection, manifest, tenant, now)
+                    if breach is not None:
+                        context.log.warning(f"{tenant} {manifest.name}: promised {breach.promised}, {breach.found}")
+                        found.append(breach)
+        return dg.SkipReason(f"{len(found)} new breaches of freshness")
+
+    return dg.SensorDefinition(
+        name="freshness_slo", evaluation_fn=evaluate, minimum_interval_seconds=_SLO_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Publications older than their freshness SLO become an event with an owner.",
+    )

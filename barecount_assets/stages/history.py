@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 
 from resources.runners.stage import Stage, StageReceipt, run_token
+from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts
 from resources.trust import ledger
 
@@ -74,7 +75,17 @@ def finish(
         (receipt.tenant_id, receipt.pipeline, receipt.stage.value, receipt.run_token, run_id,
          as_json({"receipt": receipt.to_json(), "basis": basis}), seq),
     )
+    announce(connection, receipt, seq)
     return seq
+
+
+def announce(connection: psycopg.Connection, receipt: StageReceipt, evidence_seq: int) -> None:
+    """Tell that a stage finished, in the transaction that records it."""
+    events.append(connection, events.Event(
+        receipt.tenant_id, f"{receipt.stage}.finished", receipt.pipeline, receipt.run_token,
+        {"pipeline": receipt.pipeline, "stage": receipt.stage.value, "counts": dict(receipt.counts)}, receipt.pipeline,
+        evidence_seq, receipt.run_token,
+    ))
 
 
 def unchanged(finished: FinishedStage) -> StageReceipt:

@@ -21,6 +21,7 @@ from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec
+from resources.runtime import events
 from resources.runtime.database import as_json, fetch
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import gdp_store, kpi_store
@@ -128,6 +129,11 @@ def _record_gate(connection: psycopg.Connection, spec: StageSpec, token: str, ga
     )
     fetch(connection, _GATE, (spec.tenant_id, spec.pipeline, gate.kpi, gate.gate, token, gate.passed, gate.summary,
                               as_json(gate.details), seq))
+    events.append(connection, events.Event(
+        spec.tenant_id, "gate.passed" if gate.passed else "gate.failed", f"{gate.kpi}/{gate.gate}", token,
+        {"kpi": gate.kpi, "gate": gate.gate, "pipeline": spec.pipeline, "summary": gate.summary}, spec.pipeline, seq,
+        token,
+    ))
     if gate.differences:
         fetch(connection, _DIFFERENCES, (spec.tenant_id, spec.pipeline, gate.kpi, token,
                                          as_json([difference.__dict__ for difference in gate.differences])))

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from barecount_assets.stages import history
+from barecount_assets.stages import history, kpi_events
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.contracts import Contract
 from resources.governance.kpis import Kpi
@@ -148,6 +148,8 @@ def _publish(
     fetch(connection, _PUBLICATION, (spec.tenant_id, kpi.name, version, spec.pipeline, token, build.run_id, content,
                                      rows, kpi.metadata.version, contract.version, contract.hash, seq))
     published_store.make_current(connection, kpi.name, spec.tenant_id, version)
+    kpi_events.append(connection, kpi, kpi_events.Publication(
+        spec.tenant_id, spec.pipeline, version, current["version"] if current else None, token, seq))
     return Output(kpi.name, content, rows, {"state": "published", "version": version})
 
 

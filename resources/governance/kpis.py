@@ -83,9 +83,16 @@ class ValueRange(Declared):
 
 
 class Thresholds(Declared):
-    """Acceptance of a build: range of values, share of null values (0 to 1), least number of rows."""
+    """What values are accepted, and what values are good.
+
+    Acceptance decides whether a build may be published: range of values, share of null values (0 to 1), least number
+    of rows. `warning` and `critical` are ranges a value should keep; they stop nothing, but say in which state
+    (`ok`, `warning`, `critical`) a published value is, which KPI events carry and action rules act on.
+    """
 
     value: ValueRange = ValueRange()
+    warning: ValueRange = ValueRange()
+    critical: ValueRange = ValueRange()
     max_null_ratio: float = Field(default=0, ge=0, le=1)
     min_rows: int = Field(default=1, ge=0)
 

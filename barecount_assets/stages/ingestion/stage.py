@@ -32,9 +32,12 @@ from barecount_assets.stages.ingestion.records import (
     Window,
 )
 from barecount_assets.stages.ingestion.rules import RULE_BROKEN, ContractRules
+from resources.governance import slos
 from resources.governance.contracts import Contract
+from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec, run_token
+from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts, unavailable_as_error
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import SOFTWARE_VERSION
@@ -87,7 +90,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                 landed.append(landing.land(connection, unit))
         progress(spec.source, len(units), len(units))
         changed = any(unit.state != "known" for unit in landed)
-        return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction)
+        return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction,
+                       manifest)
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,13 @@ class Landing:
                          {**payload, "manifest_hash": self._manifest_hash}),
         )
         fetch(self._arrow, _REGISTER, (as_json({**batch, "evidence_seq": seq}),))
+        if refused is not None:
+            events.append(self._arrow, events.Event(
+                self._spec.tenant_id, "records.quarantined", subject, token,
+                {"pipeline": self._spec.pipeline, "dataset": self._raw.dataset, "source_id": unit.source_id,
+                 "received": received, "quarantined": refused.rows},
+                self._spec.pipeline, seq, token,
+            ))
         fetch(self._arrow, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id))
         if unit.cursor is not None:
             fetch(self._arrow, _SET_CURSOR, self._cursor_key(unit.cursor))
@@ -384,7 +395,7 @@ def split(batch: ParsedBatch, rules: ContractRules) -> tuple[pa.RecordBatch, pa.
 
 def _finish(
     spec: StageSpec, environment: StageEnvironment, connection: psycopg.Connection, dated: bool, window: Window,
-    token: str, landed: list[_Landed], changed: bool, extraction: Contract,
+    token: str, landed: list[_Landed], changed: bool, extraction: Contract, manifest: Pipeline,
 ) -> StageReceipt:
     batches = [item.batch for item in landed]
     unique = {batch["batch_id"]: batch for batch in batches}.values()
@@ -419,6 +430,12 @@ def _finish(
             )
             fetch(connection, _FINISH, (spec.tenant_id, spec.pipeline, Stage.INGESTION.value, token,
                                         as_json(payload), seq))
+            events.append(connection, events.Event(
+                spec.tenant_id, f"{Stage.INGESTION}.finished", spec.pipeline, token,
+                {"pipeline": spec.pipeline, "stage": Stage.INGESTION.value, "source": spec.source, "counts": stored},
+                spec.pipeline, seq, token,
+            ))
+            slos.check_completeness(connection, manifest, spec.tenant_id, spec.source or "", counts, token)
         if dated:
             fetch(connection, _MARK_DAYS, (spec.tenant_id, spec.pipeline, spec.source, window.start, window.end))
     raw = environment.declarations.contract(extraction.dataset, "raw")
