@@ -25,6 +25,7 @@ from resources.governance.contracts import LAYERS, Column, Contract, Layer, phys
 from resources.governance.endpoints import Endpoint
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
+from resources.governance.policy_files import Policy, condition_problems
 from resources.host.tenants import Tenant
 from resources.runtime.declared import Document, did_you_mean, listed, read_model
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -67,6 +68,7 @@ class Declarations:
         contracts: by dataset and layer.
         action_templates, action_rules: by name, in order of name.
         endpoints: by tenant and name.
+        policies: by name, whatever their status.
     """
 
     project_dir: Path
@@ -74,6 +76,7 @@ class Declarations:
     pipelines: Mapping[str, Pipeline]
     kpis: Mapping[str, Kpi]
     contracts: Mapping[tuple[str, Layer], Contract]
+    policies: Mapping[str, Policy]
     action_templates: Mapping[str, ActionTemplate] = field(default_factory=dict)
     action_rules: Mapping[str, ActionRule] = field(default_factory=dict)
     endpoints: Mapping[tuple[str, str], Endpoint] = field(default_factory=dict)
@@ -89,6 +92,10 @@ class Declarations:
     def kpi(self, name: str) -> Kpi:
         """Raises BareCountError declaration.unknown for a name that no specification has."""
         return _known("KPI", name, self.kpis)
+
+    def policy(self, name: str) -> Policy:
+        """Raises BareCountError declaration.unknown for a name that no policy has."""
+        return _known("policy", name, self.policies)
 
     def contract(self, dataset: str, layer: str) -> Contract:
         """Raises BareCountError declaration.unknown for a dataset without a contract at that layer."""
@@ -180,7 +187,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     return {model.__name__: dialect | model.model_json_schema() for model in _DOCUMENTS}
 
 
-_DOCUMENTS = (Tenant, Pipeline, Kpi, ActionTemplate, ActionRule, Endpoint)
+_DOCUMENTS = (Tenant, Pipeline, Kpi, Policy, ActionTemplate, ActionRule, Endpoint)
 
 
 def write_json_schemas(folder: Path) -> list[Path]:
@@ -223,6 +230,7 @@ class _Everything:
     action_templates: dict[str, _File[ActionTemplate]] = field(default_factory=dict)
     action_rules: dict[str, _File[ActionRule]] = field(default_factory=dict)
     endpoints: dict[tuple[str, str], _File[Endpoint]] = field(default_factory=dict)
+    policies: dict[str, _File[Policy]] = field(default_factory=dict)
     gdp_sql: Mapping[str, Path] = field(default_factory=dict)
     kpi_sql: Mapping[str, Path] = field(default_factory=dict)
     dbt_models: dict[str, _DbtModel] = field(default_factory=dict)
@@ -247,6 +255,7 @@ def _read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
         action_templates=_models(everything.action_templates),
         action_rules=_models(everything.action_rules),
         endpoints=_models(everything.endpoints),
+        policies=_models(everything.policies),
     )
     return declarations, findings
 
@@ -266,6 +275,7 @@ _PLACES = (
     "actions/templates/<name>.yaml",
     "actions/rules/<name>.yaml",
     "actions/endpoints/<tenant>/<name>.yaml",
+    "policies/<name>.yaml",
 )
 
 
@@ -318,6 +328,8 @@ class _Reading:
                     found = endpoint.model.tenant_id
                     self.findings.append(
                         endpoint.finding(("metadata", "tenant"), message, found=found, allowed=parts[2]))
+            case "policies":
+                result.policies[name] = self._document(file, Policy, ("metadata", "name"))
             case "datasets":
                 self._contract(result, file, f"{parts[1]}.{parts[2]}")
             case "actions/templates":
@@ -575,6 +587,9 @@ def _across(everything: _Everything) -> Iterator[Finding]:
     for kpi in everything.kpis.values():
         if kpi.model:
             yield from _kpi_findings(kpi, kpi.model, everything)
+    for policy in everything.policies.values():
+        if policy.model:
+            yield from _policy_findings(policy, policy.model, everything)
     yield from _contract_findings(everything)
     yield from _rule_findings(everything)
     for endpoint in everything.endpoints.values():
@@ -796,6 +811,26 @@ def _column_findings(
     elif column.physical_type.partition("(")[0] not in kinds:
         message = f"column {name} of {contract.dataset} has the wrong type"
         yield file.finding(path, message, found=column.physical_type, allowed=listed(kinds))
+
+
+def _policy_findings(file: _File[Policy], policy: Policy, everything: _Everything) -> Iterator[Finding]:
+    for path, problem in condition_problems(policy):
+        found = problem.found or None
+        yield file.finding(path, problem.message, found=found, allowed=problem.allowed)
+    if policy.spec.mandatory and not policy.active:
+        message = "a mandatory policy must be active: everything in its scope would be denied"
+        allowed = "active; or mandatory: false in a new version"
+        yield file.finding(("spec", "status"), message, found=policy.spec.status, allowed=allowed)
+    datasets = {dataset for dataset, _ in everything.contracts}
+    known = {
+        "tenants": set(everything.tenants), "workflows": set(everything.pipelines),
+        "schemas": datasets | {dataset.partition(".")[0] for dataset in datasets},
+    }
+    for part, names in known.items():
+        for index, name in enumerate(getattr(policy.spec.scope, part)):
+            if name not in names:
+                message = f"unknown {part.removesuffix('s')}" + did_you_mean(name, names)
+                yield file.finding(("spec", "scope", part, index), message, found=name, allowed=listed(sorted(names)))
 
 
 def _contract_findings(everything: _Everything) -> Iterator[Finding]:

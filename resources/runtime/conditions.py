@@ -93,11 +93,11 @@ def problem(expression: str, known: Mapping[str, Any]) -> str | None:
 
 @lru_cache(maxsize=4_096)
 def _program(expression: str) -> Any:
-    return _cel().compile(expression)
+    return evaluator().compile(expression)
 
 
 @lru_cache(maxsize=1)
-def _cel() -> Any:
+def evaluator() -> Any:
     """The library's extension module by itself: the package also imports its own command line, half a second of it."""
     import importlib.util
 

@@ -261,6 +261,15 @@ with refs as (
     select 'backfill.started', pipeline, run_token, evidence_seq from platform.backfill where tenant_id = $1
     union all
     select 'backfill.finished', pipeline, run_token, evidence_seq from platform.backfill_end where tenant_id = $1
+    union all
+    select 'policy.decided', point || '/' || subject, occurrence, evidence_seq
+    from platform.policy_decision where tenant_id = $1
+    union all
+    select 'approval.requested', r.approval_id::text, d.occurrence, r.evidence_seq
+    from platform.approval_request r join platform.policy_decision d using (decision_id) where r.tenant_id = $1
+    union all
+    select 'approval.' || verdict, approval_id::text, 'approval-' || approval_id, evidence_seq
+    from platform.approval_verdict where tenant_id = $1
 )
 select refs.evidence_seq, refs.kind, refs.subject
 from refs

@@ -16,6 +16,7 @@ from resources.governance.contracts import LAYERS, read_contract
 from resources.governance.declarations import check
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
+from resources.governance.policy_files import Policy, condition_problems
 from resources.host.tenants import Tenant
 from resources.runtime.declared import read_model
 from resources.runtime.yaml_source import Finding, parse_yaml
@@ -23,7 +24,7 @@ from resources.runtime.yaml_source import Finding, parse_yaml
 CONTRACTS = Path(__file__).parents[3] / "contracts"
 FILES = sorted(path for path in CONTRACTS.rglob("*.yaml"))
 MODELS = {"tenants": Tenant, "pipelines": Pipeline, "kpis": Kpi, "actions/templates": ActionTemplate,
-          "actions/rules": ActionRule}
+          "actions/rules": ActionRule, "policies": Policy}
 
 _NOISE = st.sampled_from(
     [
@@ -51,7 +52,10 @@ def read(file: Path, text: str) -> list[Finding]:
         layer = next(layer for layer in LAYERS if layer == file.stem)
         return findings + read_contract(source, f"{parts[1]}.{parts[2]}", layer)[1]
     place = file.relative_to(CONTRACTS).as_posix()
-    return findings + read_model(next(MODELS[kind] for kind in MODELS if place.startswith(f"{kind}/")), source)[1]
+    document, wrong = read_model(next(MODELS[kind] for kind in MODELS if place.startswith(f"{kind}/")), source)
+    if isinstance(document, Policy):
+        wrong += [source.finding(path, problem.message) for path, problem in condition_problems(document)]
+    return findings + wrong
 
 
 @st.composite
