@@ -236,6 +236,9 @@ with refs as (
     select case when passed then 'gate.passed' else 'gate.failed' end, kpi || '/' || gate, run_token, evidence_seq
     from platform.gate_result where tenant_id = $1
     union all
+    select 'action.decided', job_key, rule_version, evidence_seq
+    from platform.action_job where tenant_id = $1
+    union all
     select 'kpi.published', name, run_token, evidence_seq
     from platform.publication where tenant_id = $1
     union all
