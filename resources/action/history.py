@@ -119,7 +119,7 @@ found as materialized (
     select asked.number, windows.*
     from asked left join windows using (grain, dimensions, period_start)
 )
-select prior, prior_start, mean, deviation, coalesce(observations, 0)::int,
+select prior, prior_start, mean, found.deviation, coalesce(observations, 0)::int,
     median.expected,
     case when spread.deviation > 0 then (value - median.expected) / (1.4826 * spread.deviation) end as score
 from found

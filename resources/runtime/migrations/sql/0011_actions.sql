@@ -132,3 +132,4 @@ create trigger append_only_truncate before truncate on platform.action_dry_run
 grant select, insert, update on platform.action_template, platform.action_incident, platform.action_group,
     platform.action_job, platform.action_silence to barecount_platform;
 grant select, insert on platform.action_dry_run to barecount_platform;
+grant usage on sequence platform.action_job_job_id_seq, platform.action_silence_silence_id_seq to barecount_platform;
