@@ -44,7 +44,7 @@ class Refused(ValueError):
 def problem(source: str) -> Refused | None:
     """Why a text cannot be used as a template, without rendering it; None when it can."""
     try:
-        _compiled(source)
+        _parsed(source)
     except Refused as refused:
         return refused
     return None
@@ -54,8 +54,7 @@ def names(source: str) -> set[str]:
     """Top-level names a template reads. Raises Refused for a text that is no template."""
     from jinja2 import meta
 
-    _compiled(source)
-    return meta.find_undeclared_variables(_environment().parse(source))
+    return meta.find_undeclared_variables(_parsed(source))
 
 
 def render(source: str, data: Mapping[str, Any]) -> str:
@@ -115,6 +114,11 @@ def texts(body: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[s
 
 @lru_cache(maxsize=1_024)
 def _compiled(source: str) -> Any:
+    return _environment().from_string(_parsed(source))
+
+
+def _parsed(source: str) -> Any:
+    """The syntax tree of a template, checked, with every loop on the budget."""
     from jinja2 import TemplateSyntaxError
 
     if len(source) > MAX_SOURCE:
@@ -122,7 +126,7 @@ def _compiled(source: str) -> Any:
     try:
         tree = _environment().parse(source)
         _check(tree, 0)
-        return _environment().from_string(tree)
+        return tree
     except TemplateSyntaxError as error:
         raise Refused(error.message or "not a template", error.lineno) from error
     except RecursionError as error:

