@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from barecount_assets.cli import actions, contracts, evidence, output, quarantine
+from barecount_assets.cli import actions, contracts, evidence, output, quarantine, secrets
 from barecount_assets.cli.verbs import Json, Tenant, command, environment, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
@@ -23,6 +23,7 @@ app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(contracts.app, name="contracts")
 app.add_typer(actions.app, name="actions")
+app.add_typer(secrets.app, name="secrets")
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:

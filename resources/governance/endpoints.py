@@ -85,7 +85,11 @@ class EmailEndpoint(Declared):
 
 
 class JiraEndpoint(Declared):
-    """A Jira project. Tickets are found again by a label, or by a text field where one is named."""
+    """A Jira project. Issues are found again by a label, or by a text field where one is named.
+
+    With a `user` the token is an API token of Jira Cloud, without one a personal access token. `priorities`: whether
+    issues get one; not every project has the field.
+    """
 
     adapter: Literal["jira"]
     url: Url
@@ -95,6 +99,8 @@ class JiraEndpoint(Declared):
     token: SecretRef
     correlation_field: Annotated[str, StringConstraints(pattern=r"^customfield_[0-9]+$")] | None = None
     close_transition: Text = "Done"
+    deployment: Literal["cloud", "data_center"] = "cloud"
+    priorities: bool = True
 
 
 class ServiceNowEndpoint(Declared):

@@ -26,11 +26,11 @@ from urllib.parse import urlsplit
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import SOFTWARE_VERSION
 from resources.security import egress
+from resources.security.deadlines import Deadlines
 
 MAX_BODY = 64 * 1024
 _IDLE_SECONDS = 30.0
 _IDLE_PER_ORIGIN = 128
-_WATCH_SECONDS = 0.1
 USER_AGENT = f"BareCount/{SOFTWARE_VERSION}"
 
 
@@ -86,7 +86,7 @@ class HttpClient:
         self._tls = tls or ssl.create_default_context()
         self._idle: dict[_Origin, deque[tuple[float, http.client.HTTPConnection]]] = defaultdict(deque)
         self._lock = threading.Lock()
-        self._watch = _Watch()
+        self._watch = Deadlines()
 
     def send(self, request: Request, policy: egress.EgressPolicy) -> Response:
         """Send one request and read its answer.
@@ -141,8 +141,12 @@ class HttpClient:
         connection = http.client.HTTPConnection(origin.host, origin.port)
         try:
             raw.settimeout(self._timeout)
-            with self._watch.until(deadline, raw):
-                connection.sock = raw if plaintext else self._tls.wrap_socket(raw, server_hostname=origin.host)
+            connection.sock = raw
+            if not plaintext:
+                connection.sock = raw = self._tls.wrap_socket(
+                    raw, server_hostname=origin.host, do_handshake_on_connect=False)
+                with self._watch.until(deadline, raw):
+                    raw.do_handshake()
         except BaseException:
             raw.close()
             raise
@@ -176,54 +180,6 @@ def _is_readable(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
-
-
-class _Watch:
-    """Ends conversations whose time is over: a timeout of the socket alone lets a slow sender drip for ever."""
-
-    def __init__(self) -> None:
-        self._watched: dict[int, tuple[float, socket.socket]] = {}
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-
-    @contextmanager
-    def until(self, deadline: float, sock: socket.socket) -> Iterator[None]:
-        """Shut the socket down at `deadline` (of the monotonic clock) unless the block has ended; TimeoutError then."""
-        if self._thread is None:
-            self._start()
-        key = id(sock)
-        self._watched[key] = (deadline, sock)
-        try:
-            yield
-        except Exception as error:
-            if time.monotonic() >= deadline:
-                raise TimeoutError from error
-            raise
-        finally:
-            self._watched.pop(key, None)
-        if time.monotonic() >= deadline + _WATCH_SECONDS:
-            raise TimeoutError
-
-    def close(self) -> None:
-        self._closed.set()
-
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="http-deadlines", daemon=True)
-                self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closed.wait(_WATCH_SECONDS):
-            now = time.monotonic()
-            for deadline, sock in list(self._watched.values()):
-                if now >= deadline:
-                    try:
-                        # Of the plain socket: SSLSocket's own would pull the session from under the reading thread.
-                        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-                    except OSError:
-                        pass  # it ended by itself
 
 
 @contextmanager

@@ -242,6 +242,9 @@ with refs as (
     select 'kpi.published', name, run_token, evidence_seq
     from platform.publication where tenant_id = $1
     union all
+    select 'delivery.' || outcome, endpoint, delivery_key || '#' || attempt, evidence_seq
+    from platform.receipt where tenant_id = $1
+    union all
     select 'contract.registered', e.dataset || '/' || e.layer, v.document_hash, e.evidence_seq
     from platform.contract_evidence e join platform.contract_version v using (dataset, layer, version)
     where e.tenant_id = $1

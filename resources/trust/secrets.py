@@ -72,6 +72,10 @@ class SecretProvider(Protocol):
         """A version of a secret, the current one unless named."""
         ...
 
+    def current_version(self, tenant_id: str, name: str) -> str:
+        """Name of the current version, without its value."""
+        ...
+
     def put(self, tenant_id: str, name: str, fields: Mapping[str, str]) -> str:
         """Keep a new version and make it the current one; returns its name."""
         ...
@@ -97,9 +101,13 @@ class LocalSecrets:
         for stored in reversed(versions):
             if version is None or stored["version"] == version:
                 return SecretVersion(stored["version"], self._open(tenant_id, name, stored))
-        what = f"secret {name!r} of tenant {tenant_id}" + (f" has no version {version}" if versions else " is not kept")
-        raise BareCountError(ErrorCode.SECRET_UNKNOWN, what, hint=f"`barecount secrets set {name} --tenant "
-                             f"{tenant_id}` keeps it; `barecount secrets list` shows what there is")
+        raise _not_kept(tenant_id, name, version if versions else None)
+
+    def current_version(self, tenant_id: str, name: str) -> str:
+        versions = self._versions(tenant_id, name)
+        if not versions:
+            raise _not_kept(tenant_id, name)
+        return versions[-1]["version"]
 
     def put(self, tenant_id: str, name: str, fields: Mapping[str, str]) -> str:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -177,6 +185,11 @@ class AwsSecrets:
         if not isinstance(fields, dict):
             fields = {DEFAULT_FIELD: found.get("SecretString", "")}
         return SecretVersion(found["VersionId"], {str(key): str(value) for key, value in fields.items()})
+
+    def current_version(self, tenant_id: str, name: str) -> str:
+        found = self._call("describe_secret", f"secret {name!r} of tenant {tenant_id}",
+                           SecretId=self._id(tenant_id, name))
+        return next(version for version, stages in found["VersionIdsToStages"].items() if "AWSCURRENT" in stages)
 
     def put(self, tenant_id: str, name: str, fields: Mapping[str, str]) -> str:
         secret_id, text = self._id(tenant_id, name), json.dumps(dict(fields))
@@ -295,6 +308,12 @@ class SecretValue:
 
     value: str = field(repr=False)
     version: str
+
+
+def _not_kept(tenant_id: str, name: str, version: str | None = None) -> BareCountError:
+    what = f"secret {name!r} of tenant {tenant_id}" + (f" has no version {version}" if version else " is not kept")
+    return BareCountError(ErrorCode.SECRET_UNKNOWN, what, hint=f"`barecount secrets set {name} --tenant {tenant_id}` "
+                          f"keeps it; `barecount secrets list --tenant {tenant_id}` shows what there is")
 
 
 def _context(tenant_id: str, name: str, version: str) -> bytes:

@@ -13,7 +13,7 @@ import datetime as dt
 import hashlib
 import hmac
 import secrets as random_source
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,37 +74,41 @@ class EndpointRow:
 
 
 def register(
-    connection: psycopg.Connection, endpoint: Endpoint, versions: Mapping[str, str], *, now: dt.datetime
+    connection: psycopg.Connection, endpoint: Endpoint, version_of: Callable[[str], str], *, now: dt.datetime
 ) -> bool:
     """Register a declared endpoint, or what changed of it, in the caller's transaction; False when nothing changed.
 
     The tenant must be registered. A declaration that comes back does not enable an endpoint that was disabled.
 
     Args:
-        versions: current version of each secret, by purpose.
+        version_of: current version of the secret behind a reference; may raise secret.unknown.
     """
     spec = endpoint.spec.model_dump(mode="json", by_alias=True)
     before = _find(connection, endpoint.tenant_id, endpoint.name, lock=True)
     if before is not None and before.declaration_hash == endpoint.hash:
         return False
     leads_elsewhere = before is None or before.spec["target"] != spec["target"]
-    seq = _record(connection, endpoint.tenant_id, endpoint.name, "registered", now, {
+    seq = record(connection, endpoint.tenant_id, endpoint.name, "registered", now, {
         "adapter": endpoint.spec.target.adapter, "declaration_hash": endpoint.hash, "must_verify": leads_elsewhere})
     fetch(connection, _REGISTER, (
         endpoint.tenant_id, endpoint.name, endpoint.spec.target.adapter, as_json(spec), endpoint.hash,
         endpoint.is_fifo, endpoint.spec.rate.per_second, float(endpoint.spec.rate.burst), now, seq, leads_elsewhere))
-    declared = {purpose: (reference, versions[purpose]) for purpose, reference in endpoint.secrets.items()}
+    declared, in_use = dict(endpoint.secrets), set()
     for use in secret_uses(connection, endpoint.tenant_id, endpoint.name, now):
-        if declared.get(use.purpose, ("",))[0] != use.reference and use.valid_until is None:
+        if declared.get(use.purpose) == use.reference:
+            in_use.add(use.purpose)
+        elif use.valid_until is None:
             _retire(connection, endpoint.tenant_id, endpoint.name, use, now)
-    for purpose, (reference, version) in declared.items():
-        _use(connection, endpoint.tenant_id, endpoint.name, purpose, reference, version, now, seq)
+    for purpose in declared.keys() - in_use:
+        reference = declared[purpose]
+        _use(connection, endpoint.tenant_id, endpoint.name, purpose, reference, version_of(reference), now, seq)
     return True
 
 
 def withdraw(connection: psycopg.Connection, declared: Iterable[tuple[str, str]], *, now: dt.datetime) -> list[str]:
     """Disable every registered endpoint that is declared no more; returns them as `tenant/name`."""
     known = set(declared)
+    fetch(connection, _LIST + " for no key update", (None, None))
     gone = [row for row in listed(connection) if (row.tenant_id, row.name) not in known and row.state != "disabled"]
     for row in gone:
         disable(connection, row.tenant_id, row.name, "it is not declared any more", now=now)
@@ -116,9 +120,12 @@ def listed(connection: psycopg.Connection, tenant_id: str | None = None) -> list
     return [EndpointRow(**row) for row in fetch_dicts(connection, _LIST, (tenant_id, None))]
 
 
-def get(connection: psycopg.Connection, tenant_id: str, name: str) -> EndpointRow:
-    """Raises BareCountError declaration.unknown for an endpoint that the tenant has not registered."""
-    found = _find(connection, tenant_id, name)
+def get(connection: psycopg.Connection, tenant_id: str, name: str, *, lock: bool = False) -> EndpointRow:
+    """One endpoint; with `lock` nobody else changes it until the transaction ends.
+
+    Raises BareCountError declaration.unknown for an endpoint that the tenant has not registered.
+    """
+    found = _find(connection, tenant_id, name, lock=lock)
     if found is None:
         names = ", ".join(row.name for row in listed(connection, tenant_id)) or "none"
         raise BareCountError(
@@ -130,25 +137,25 @@ def get(connection: psycopg.Connection, tenant_id: str, name: str) -> EndpointRo
 
 def disable(connection: psycopg.Connection, tenant_id: str, name: str, reason: str, *, now: dt.datetime) -> None:
     """Send nothing more; what is in the queue waits."""
-    get(connection, tenant_id, name)
-    _record(connection, tenant_id, name, "disabled", now, {"reason": reason})
+    get(connection, tenant_id, name, lock=True)
+    record(connection, tenant_id, name, "disabled", now, {"reason": reason})
     fetch(connection, _DISABLE, (tenant_id, name, reason, now))
 
 
 def enable(connection: psycopg.Connection, tenant_id: str, name: str, *, now: dt.datetime) -> str:
     """Send again, and forget earlier failures; returns the new state: `unverified` for one that never was verified."""
-    row = get(connection, tenant_id, name)
+    row = get(connection, tenant_id, name, lock=True)
     state = "active" if row.verified_at else "unverified"
-    _record(connection, tenant_id, name, "enabled", now, {"state": state})
+    record(connection, tenant_id, name, "enabled", now, {"state": state})
     fetch(connection, _ENABLE, (tenant_id, name, state, now))
     return state
 
 
 def new_challenge(connection: psycopg.Connection, tenant_id: str, name: str, *, now: dt.datetime) -> str:
     """A code that the receiver must give back; only its hash is kept. It is valid for a day."""
-    get(connection, tenant_id, name)
+    get(connection, tenant_id, name, lock=True)
     code = random_source.token_hex(8)
-    _record(connection, tenant_id, name, "challenged", now, {})
+    record(connection, tenant_id, name, "challenged", now, {})
     fetch(connection, _CHALLENGE, (tenant_id, name, hashlib.sha256(code.encode()).hexdigest(), now))
     return code
 
@@ -165,7 +172,7 @@ def verified(
     Raises:
         BareCountError: delivery.unverified for a code that is wrong or too old.
     """
-    row = get(connection, tenant_id, name)
+    row = get(connection, tenant_id, name, lock=True)
     if code is not None:
         digest = hashlib.sha256(code.strip().encode()).hexdigest()
         again = f"`barecount actions endpoints verify {name} --tenant {tenant_id}` sends a new one"
@@ -176,7 +183,7 @@ def verified(
         if now - row.challenged_at > CHALLENGE_LIFETIME:
             raise BareCountError(
                 ErrorCode.DELIVERY_UNVERIFIED, f"the code sent to {tenant_id}/{name} is over a day old", hint=again)
-    _record(connection, tenant_id, name, "verified", now, {"how": how})
+    record(connection, tenant_id, name, "verified", now, {"how": how})
     fetch(connection, _VERIFIED, (tenant_id, name, now))
 
 
@@ -187,9 +194,11 @@ def rotated(
 
     The version before stays valid for a day beside it.
     """
+    # Rows of endpoints are locked before the head of the evidence, here and in the worker: no deadlock.
+    fetch(connection, _LIST + " for no key update", (tenant_id, None))
     found = fetch(connection, _USERS, (tenant_id, f"secret://{secret}", f"secret://{secret}#"))
     for name, purpose, reference in found:
-        seq = _record(connection, tenant_id, name, "secret_rotated", now, {
+        seq = record(connection, tenant_id, name, "secret_rotated", now, {
             "purpose": purpose, "reference": reference, "version": version})
         for use in secret_uses(connection, tenant_id, name, now):
             if use.purpose == purpose and use.valid_until is None and use.version != version:
@@ -216,11 +225,11 @@ def limit_tenant(
 
 
 def _find(connection: psycopg.Connection, tenant_id: str, name: str, *, lock: bool = False) -> EndpointRow | None:
-    rows = fetch_dicts(connection, _LIST + (" for update" if lock else ""), (tenant_id, name))
+    rows = fetch_dicts(connection, _LIST + (" for no key update" if lock else ""), (tenant_id, name))
     return EndpointRow(**rows[0]) if rows else None
 
 
-def _record(
+def record(
     connection: psycopg.Connection, tenant_id: str, name: str, verb: str, now: dt.datetime, facts: Mapping[str, Any]
 ) -> int:
     """Evidence and event of a change."""

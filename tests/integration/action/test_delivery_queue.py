@@ -22,7 +22,7 @@ def ready(database: Database) -> Database:
     with database.transaction() as connection:
         for tenant in ("acme", "globex"):
             fetch(connection, "select platform.register_tenant($1, $1, 'hash')", (tenant,))
-            endpoints.register(connection, webhook(tenant), {"signing": "1"}, now=NOW)
+            endpoints.register(connection, webhook(tenant), lambda reference: "1", now=NOW)
     return database
 
 
@@ -70,7 +70,7 @@ def test_a_decision_that_is_rolled_back_delivers_nothing(ready: Database) -> Non
 
 def test_an_endpoint_of_another_tenant_is_unknown(ready: Database) -> None:
     with ready.transaction() as connection:
-        endpoints.register(connection, webhook("globex", "billing"), {"signing": "1"}, now=NOW)
+        endpoints.register(connection, webhook("globex", "billing"), lambda reference: "1", now=NOW)
     with pytest.raises(BareCountError, match="billing of acme"), ready.transaction() as connection:
         queue.enqueue(connection, delivery(endpoint="billing"), now=NOW)
 
