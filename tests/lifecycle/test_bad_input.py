@@ -33,6 +33,7 @@ from tests.lifecycle.conftest import PROJECT, Books, Project, three_months
 
 RANGE = ("--from", "2026-01-02", "--to", "2026-03-31")
 BAD_DAY = "2026-03-25"
+LAST_DAYS = ("--from", "2026-03-10", "--to", BAD_DAY)
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Shop:
     bank: Path
     crm: Path
 
-    def run(self, *arguments: str) -> Result:
-        return self.project.command("run", "order_to_cash", "--tenant", "acme", *RANGE, *arguments)
+    def run(self, *days: str) -> Result:
+        return self.project.command("run", "order_to_cash", "--tenant", "acme", *days)
 
     def kept(self) -> dict[str, Any]:
         """What a refusal must not change: everything published, and the GDPs and records it was made from."""
@@ -63,7 +64,7 @@ def shop(new_project: Callable[..., Project]) -> Shop:
     folder = project.folder("acme")
     three_months(Books(folder))
     found = Shop(project, folder / "erp", folder / "bank", folder / "crm")
-    result = found.run()
+    result = found.run(*RANGE)
     assert result.exit_code == 0, result.output
     return found
 
@@ -191,10 +192,10 @@ def test_a_days_file_that_cannot_be_read_is_not_taken_for_a_day_without_one(
     path = shop.erp / f"invoices_{BAD_DAY}.csv"
     make(path)
     try:
-        refused(shop.run(), ErrorCode.SOURCE_UNREADABLE, str(path), says)
+        refused(shop.run(*LAST_DAYS), ErrorCode.SOURCE_UNREADABLE, str(path), says)
     finally:
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    assert "up to date" in shop.run().stdout
+    assert "up to date" in shop.run(*LAST_DAYS).stdout
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_a_name_that_cannot_be_is_refused(
     except OSError:
         pytest.skip("this file system does not take the name")
     try:
-        refused(shop.run(), code, says)
+        refused(shop.run(*LAST_DAYS), code, says)
     finally:
         os.unlink(path)
 
@@ -248,11 +249,11 @@ def test_a_file_in_which_no_record_can_be_told_apart_does_not_land(
     path = shop.erp.parent / name.format(BAD_DAY)
     path.write_bytes(content(shop))
     try:
-        refused(shop.run(), ErrorCode.SOURCE_MALFORMED, str(path), says)
+        refused(shop.run(*LAST_DAYS), ErrorCode.SOURCE_MALFORMED, str(path), says)
     finally:
         path.unlink()
     assert shop.project.rows("select 1 from platform.raw_batch where source_id = $1", path.name) == []
-    assert "up to date" in shop.run().stdout
+    assert "up to date" in shop.run(*LAST_DAYS).stdout
 
 
 def test_unknown_keys_hold_what_follows_and_empty_files_and_garbage_among_records_do_not(
@@ -261,7 +262,7 @@ def test_unknown_keys_hold_what_follows_and_empty_files_and_garbage_among_record
     drifted = shop.bank / f"payments_{BAD_DAY}_drift.jsonl"
     drifted.write_text('{"paymentId":"P9","invoiceId":"I6","amount":1.00,"currency":"GBP",'
                        f'"bookedAt":"{BAD_DAY}T00:00:00","payer":"x","reference":"y","tip":5}}\n')
-    refused(shop.run(), ErrorCode.SCHEMA_DRIFT, drifted.name, '"added": ["tip"]', "order_to_cash.payments")
+    refused(shop.run(*LAST_DAYS), ErrorCode.SCHEMA_DRIFT, drifted.name, '"added": ["tip"]', "order_to_cash.payments")
     ((extra,),) = shop.project.rows("select _extra from raw.order_to_cash__payments where payment_id = 'P9'")
     assert json.loads(extra) == {"tip": 5}, "it has landed"
 
@@ -276,7 +277,7 @@ def test_unknown_keys_hold_what_follows_and_empty_files_and_garbage_among_record
         path.write_bytes(content)
     junk = shop.bank / f"payments_{BAD_DAY}_junk.jsonl"
     junk.write_bytes(garbage(shop))
-    result = shop.run()
+    result = shop.run(*LAST_DAYS)
     assert result.exit_code == 0, result.output
     counts = dict(shop.project.rows(
         "select source_id, array[received, accepted, quarantined] from platform.raw_batch where is_current"))
@@ -349,29 +350,35 @@ def small_files(folder: Path) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.fixture(scope="module")
+def empty_project(new_project: Callable[..., Project]) -> Project:
+    return new_project()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the limits of Linux")
-@pytest.mark.parametrize("room", [small_disk, small_files])
+@pytest.mark.parametrize(("room", "day"), [(small_disk, "2026-03-24"), (small_files, "2026-03-25")])
 def test_a_full_raw_store_lands_nothing_of_the_unit_and_room_is_all_it_takes(
-    new_project: Callable[..., Project], room: Callable[[Path], Any]
+    empty_project: Project, room: Callable[[Path], Any], day: str
 ) -> None:
-    project, numbers = new_project(), random.Random(2)
+    project, numbers = empty_project, random.Random(2)
     books, store = Books(project.folder("acme")), Path(project.settings.raw_store)
-    books.invoices(BAD_DAY, *((f"F{n}", f"C{numbers.getrandbits(40)}", "NORTH", BAD_DAY, numbers.randrange(10**7) / 100)
-                              for n in range(8_000)))
+    path = books.invoices(day, *((f"F{n}", f"C{numbers.getrandbits(40)}", "NORTH", day, numbers.randrange(10**7) / 100)
+                                 for n in range(8_000)))
     for other in ("bank", "crm"):
-        (books.folder / other).mkdir()
+        (books.folder / other).mkdir(exist_ok=True)
+    present = set(store.rglob("*"))
     with room(store):
-        told = refused(project.command("run", "order_to_cash", "--tenant", "acme", "--date", BAD_DAY),
+        told = refused(project.command("run", "order_to_cash", "--tenant", "acme", "--date", day),
                        ErrorCode.STORE_FULL, "nothing of the current unit landed")
-        left = [path for path in store.rglob("*") if path.is_file()]
+        left = [found for found in store.rglob("*") if found.is_file() and found not in present]
     assert "a retry may help" in told
     assert left == [], "what was begun is removed"
-    assert project.value("select count(*) from platform.raw_batch") == 0
-    assert project.value("select count(*) from raw.order_to_cash__invoices") == 0
+    assert project.rows("select 1 from platform.raw_batch where source_id = $1", path.name) == []
+    assert project.rows("select 1 from raw.order_to_cash__invoices where invoice_date = $1::date", day) == []
 
-    environment, day = project.environment, dt.date.fromisoformat(BAD_DAY)
+    environment, asked = project.environment, dt.date.fromisoformat(day)
     manifest = environment.declarations.effective("order_to_cash", "acme")
-    (spec,) = [spec for spec in lifecycle.specs(manifest, RunRequest("order_to_cash", "acme", day, day))
+    (spec,) = [spec for spec in lifecycle.specs(manifest, RunRequest("order_to_cash", "acme", asked, asked))
                if spec.stage is Stage.INGESTION and spec.source == "invoices"]
     receipt = execute(spec, lambda *_: None, environment)
     assert (receipt.counts["landed"], receipt.counts["accepted"]) == (1, 8_000)

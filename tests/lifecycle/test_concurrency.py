@@ -23,48 +23,31 @@ def uninterrupted(server: str, tmp_path_factory: pytest.TempPathFactory) -> Unin
     return harness.uninterrupted(server, tmp_path_factory.getbasetemp())
 
 
-def test_of_two_runs_of_the_same_data_at_the_same_moment_one_works_and_one_refuses(
+def test_of_runs_of_the_same_data_at_the_same_moment_one_works_the_others_are_refused_and_welcome_after_it(
     server: str, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
     settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
     database = harness.new_database(server, "raced")
     request = uninterrupted.deliveries.deliver(1, settings)
-    commands = [Command(settings, database, request, tmp_path / str(number)) for number in range(3)]
+    middle = uninterrupted.stop_before(Stage.NORMALIZATION, "dbt: ")
+    commands = [Command(settings, database, request, tmp_path / str(number), middle) for number in range(3)]
     for command in commands:
         command.child.begin()
-    codes = [command.wait() for command in commands]
 
-    worked = [c for c, code in zip(commands, codes, strict=True) if code == 0 and c.outcome["changed"]]
-    found_all_done = [c for c, code in zip(commands, codes, strict=True) if code == 0 and not c.outcome["changed"]]
-    refused = [c for c, code in zip(commands, codes, strict=True) if code == 1]
-    assert len(worked) == 1
-    assert len(worked) + len(found_all_done) + len(refused) == len(commands)
-    for command in refused:
-        assert command.outcome["error"]["code"] == "run.in_progress" and command.outcome["error"]["retryable"]
-        assert f"a run of order_to_cash for tenant {TENANT} is in progress" in command.outcome["error"]["message"]
-    _assert_same(State.of(database, settings), uninterrupted.states[1])
-
-
-def test_a_run_is_refused_while_another_one_is_in_the_middle_and_welcome_after_it(
-    server: str, tmp_path: Path, uninterrupted: Uninterrupted
-) -> None:
-    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
-    database = harness.new_database(server, "refused")
-    request = uninterrupted.deliveries.deliver(1, settings)
-    first = Command(
-        settings, database, request, tmp_path / "first", uninterrupted.stop_before(Stage.NORMALIZATION, "dbt: ")
-    )
-    first.child.begin()
-    assert first.child.until_stop() is not None
-    second = Command(settings, database, request, tmp_path / "second")
-    second.child.begin()
-    assert second.wait() == 1
-    assert second.outcome["error"]["code"] == "run.in_progress"
+    working = [command for command in commands if command.child.until_stop() is not None]
+    assert len(working) == 1, "one is in the middle of its work, the others have ended meanwhile"
+    for command in commands:
+        if command not in working:
+            assert command.wait() == 1
+            assert command.outcome["error"]["code"] == "run.in_progress" and command.outcome["error"]["retryable"]
+            assert f"a run of order_to_cash for tenant {TENANT} is in progress" in command.outcome["error"]["message"]
+    (first,) = working
     first.child.begin()
     assert first.wait() == 0 and first.outcome["changed"]
-    third = Command(settings, database, request, tmp_path / "third")
-    third.child.begin()
-    assert third.wait() == 0 and not third.outcome["changed"]
+
+    later = Command(settings, database, request, tmp_path / "later")
+    later.child.begin()
+    assert later.wait() == 0 and not later.outcome["changed"]
     _assert_same(State.of(database, settings), uninterrupted.states[1])
 
 

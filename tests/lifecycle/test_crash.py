@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import os
 import random
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,11 +20,19 @@ from tests.lifecycle import harness
 from tests.lifecycle.harness import OUTSIDE, PROJECT, Child, State, Step, Stop, Uninterrupted
 
 SEED = int(os.environ.get("BARECOUNT_CRASH_SEED", "20260102"))
-KILLS: Mapping[int, Mapping[str, int]] = {  # per delivery, by stage
-    1: {OUTSIDE: 1, Stage.CALENDAR: 3, Stage.INGESTION: 2, Stage.NORMALIZATION: 2, Stage.KPI_BUILD: 2,
+KILLS: Mapping[int, Mapping[str, int]] = {  # per delivery, by stage; and once more after all is committed
+    1: {OUTSIDE: 1, Stage.CALENDAR: 3, Stage.INGESTION: 3, Stage.NORMALIZATION: 2, Stage.KPI_BUILD: 1,
         Stage.PUBLISH: 2},
-    2: {OUTSIDE: 1, Stage.INGESTION: 3, Stage.NORMALIZATION: 3, Stage.KPI_BUILD: 2, Stage.PUBLISH: 3},
+    2: {OUTSIDE: 1, Stage.INGESTION: 2, Stage.NORMALIZATION: 2, Stage.KPI_BUILD: 2, Stage.PUBLISH: 2},
 }
+
+
+@dataclass(frozen=True)
+class Kill:
+    """To be killed when the stop is reached, or up to `seconds` later: before the next step at the latest."""
+
+    stop: Stop
+    seconds: float = 0.0
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +53,17 @@ def test_runs_killed_at_random_points_of_every_stage_end_like_uninterrupted_ones
     with harness.watching(database, declarations) as analyst:
         for number, undisturbed in uninterrupted.runs.items():
             request = uninterrupted.deliveries.deliver(number, settings)
-            for stop, delay in _plan(chance, undisturbed, KILLS[number]):
-                child = harness.attempt(settings, database, request, stop)
-                time.sleep(delay)
-                last = child.kill()
-                if last is not None:  # else the kill before came after the last commit, and nothing was left to do
-                    killed.append(last)
-                    print(f"killed in {last.stage}, before or in: {last.label}")
+            for kill in _plan(chance, undisturbed, KILLS[number]):
+                last = harness.attempt(settings, database, request, kill.stop).kill(kill.seconds)
+                assert last is not None, f"the run was at its end before {kill}; killed so far: {killed}"
+                killed.append(last)
+                print(f"delivery {number}: killed in {last.stage}, before or in: {last.label}")
             harness.attempt(settings, database, request)
         sights = analyst.stop()
 
     by_stage = Counter(step.stage for step in killed)
     assert len(killed) >= 20
-    assert all(by_stage[stage] >= 2 for stage in Stage), by_stage
+    assert all(by_stage[stage] >= 2 for stage in (OUTSIDE, *Stage)), by_stage
     differences = State.of(database, settings).differences(uninterrupted.states[2])
     assert not differences, "\n".join(differences)
     lifecycle.close_abandoned(StageEnvironment(settings, database, declarations))
@@ -72,31 +76,30 @@ def test_runs_killed_at_random_points_of_every_stage_end_like_uninterrupted_ones
     assert allowed[1] in sights and allowed[2] in sights
 
 
-def _plan(chance: random.Random, undisturbed: Child, kills: Mapping[str, int]) -> Iterator[tuple[Stop, float]]:
-    """Where to kill, and how many seconds later; stages come in the order of the run.
+def _plan(chance: random.Random, undisturbed: Child, kills: Mapping[str, int]) -> list[Kill]:
+    """Where to kill, in the order of the run, so that each attempt has something left to do when its turn comes.
 
-    In each stage by turns exactly before a step, all of them equally likely, and at some moment, all of them equally
-    likely. Ingestion keeps what has landed, so that a kill leaves fewer steps to the next attempt.
+    In each stage by turns exactly before a step, all of them equally likely, and in the middle of one; outside of the
+    stages before the first of them; at last when all is committed and nobody has heard of it.
     """
+    steps = [step for _, step in undisturbed.steps]
     begins = [at for at, _ in undisturbed.steps]
-    ends = [*begins[1:], begins[-1]]
-    for stage in dict.fromkeys(step.stage for _, step in undisturbed.steps):
-        own = [number for number, (_, step) in enumerate(undisturbed.steps) if step.stage == stage]
-        left = len(own)
-        for kill in range(kills.get(stage, 0)):
-            span = own[: max(1, left * 2 // 3)] if stage == Stage.INGESTION else own
-            if kill % 2 == 0:
-                number = chance.randrange(len(span))
-                yield Stop(stage, number, hold=True), 0.0
-            else:
-                moment = chance.uniform(0, sum(ends[step] - begins[step] for step in span))
-                number, delay = _at(moment, [ends[step] - begins[step] for step in span])
-                yield Stop(stage, number, hold=False), delay
-            left -= number
-
-
-def _at(moment: float, durations: Sequence[float]) -> tuple[int, float]:
-    """Which of consecutive durations a moment falls into, and how far."""
-    ends = list(itertools.accumulate(durations))
-    number = min(bisect.bisect_right(ends, moment), len(ends) - 1)
-    return number, moment - (ends[number] - durations[number])
+    first = next(number for number, step in enumerate(steps) if step.stage != OUTSIDE)
+    committed = max(number for number, step in enumerate(steps)
+                    if step.stage == Stage.PUBLISH and step.label == "end of transaction")
+    chosen = []
+    for stage, count in kills.items():
+        own = [number for number, step in enumerate(steps[: committed + 1])
+               if step.stage == stage and (stage != OUTSIDE or number < first)]
+        for kill in range(count):
+            number = chance.choice(own)
+            chosen.append((number, 0.0 if kill % 2 == 0 else chance.uniform(0, begins[number + 1] - begins[number])))
+    chosen.append((max(number for number, step in enumerate(steps) if step.stage == Stage.PUBLISH), 0.0))
+    plan, landed = [], 0
+    for number, seconds in sorted(chosen):
+        stage = steps[number].stage
+        before = sum(step.stage == stage for step in steps[:number])  # within the stage
+        if stage == Stage.INGESTION:  # keeps what has landed: the next attempt begins there
+            before, landed = before - landed, before
+        plan.append(Kill(Stop(stage, before, hold=not seconds), seconds))
+    return plan

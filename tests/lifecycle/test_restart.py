@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -46,18 +47,13 @@ class Server:
             return False
 
 
-@pytest.fixture(scope="module")
-def server_folder() -> Iterator[Path]:
+@pytest.fixture
+def own_server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="bc-restart-"))
     folder.chmod(0o755)
-    yield folder
+    yield Server(folder)
     embedded.stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def own_server(server_folder: Path) -> Server:
-    return Server(server_folder)
 
 
 @pytest.fixture(scope="module")
@@ -65,44 +61,53 @@ def uninterrupted(server: str, tmp_path_factory: pytest.TempPathFactory) -> Unin
     return harness.uninterrupted(server, tmp_path_factory.getbasetemp())
 
 
-@pytest.mark.crash
-@pytest.mark.parametrize(
-    ("how", "back", "stage", "step"),
-    [
-        pytest.param(KILLED, "at once", Stage.INGESTION, "arrow: commit", id="killed while files land"),
-        pytest.param(IMMEDIATE, "at once", Stage.NORMALIZATION, "dbt: ", id="restarted while dbt works"),
-        pytest.param(IMMEDIATE, "later", Stage.KPI_BUILD, "progress: gates", id="away while gates decide"),
-        pytest.param(KILLED, "later", Stage.PUBLISH, "insert into platform.publication", id="away while publishing"),
-    ],
+@dataclass(frozen=True)
+class Loss:
+    """How the server goes away before a step of a stage, and whether it is back before the run looks for it."""
+
+    stage: Stage
+    step: str
+    how: signal.Signals
+    back_at_once: bool
+
+
+LOSSES = (
+    Loss(Stage.INGESTION, "arrow: commit", KILLED, back_at_once=True),
+    Loss(Stage.NORMALIZATION, "dbt: ", IMMEDIATE, back_at_once=True),
+    Loss(Stage.KPI_BUILD, "progress: gates", IMMEDIATE, back_at_once=False),
+    Loss(Stage.PUBLISH, "insert into platform.publication", KILLED, back_at_once=False),
 )
-def test_a_run_that_loses_postgresql_says_so_and_the_next_one_ends_like_an_uninterrupted_one(
-    own_server: Server, how: signal.Signals, back: str, stage: Stage, step: str, tmp_path: Path,
-    uninterrupted: Uninterrupted,
+
+
+@pytest.mark.crash
+def test_a_run_that_loses_postgresql_says_so_and_the_next_one_goes_on_and_ends_like_an_uninterrupted_one(
+    own_server: Server, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
     settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
-    database = harness.new_database(own_server.url, f"{stage}_{how.name}".lower(), synchronous_commit=True)
+    database = harness.new_database(own_server.url, "lost", synchronous_commit=True)
     request = uninterrupted.deliveries.deliver(1, settings)
-    stop = uninterrupted.stop_before(stage, step)
+    for loss in LOSSES:
+        stop = uninterrupted.stop_before(loss.stage, loss.step)
+        command = Command(settings, database, request, tmp_path / loss.stage, stop)
+        command.child.begin()
+        assert command.child.until_stop() is not None, f"{loss} was not on the way"
+        assert command.child.steps[-1][1].stage == loss.stage
+        committed = harness.entries(database)
+        own_server.crash(loss.how)
+        if loss.back_at_once:
+            own_server.start()
+        command.child.begin()
+        assert command.wait() == 1
+        if not loss.back_at_once:
+            own_server.start()
+        assert command.outcome["error"]["code"] == "database.unavailable", (loss, command.outcome)
+        assert command.outcome["error"]["retryable"]
+        assert "run the same command again" in command.outcome["error"]["hint"]
 
-    command = Command(settings, database, request, tmp_path / "lost", stop)
-    command.child.begin()
-    assert command.child.until_stop() is not None
-    committed = harness.entries(database)
-    own_server.crash(how)
-    if back == "at once":
-        own_server.start()
-    command.child.begin()
-    assert command.wait() == 1
-    if back == "later":
-        own_server.start()
-    assert command.outcome["error"]["code"] == "database.unavailable", command.outcome
-    assert command.outcome["error"]["retryable"]
-    assert "run the same command again" in command.outcome["error"]["hint"]
-
-    kept = harness.entries(database)
-    assert kept == committed[: len(kept)]
-    # Files land without waiting for the disk: the last ones may land again. Nothing else may go.
-    assert {kind for _, kind, *_ in committed[len(kept) :]} <= {"batch.landed"}
+        kept = harness.entries(database)
+        assert kept == committed[: len(kept)]
+        # Files land without waiting for the disk: the last ones may land again. Nothing else may go.
+        assert {kind for _, kind, *_ in committed[len(kept) :]} <= {"batch.landed"}
 
     again = Command(settings, database, request, tmp_path / "again")
     again.child.begin()

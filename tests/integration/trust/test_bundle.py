@@ -345,7 +345,7 @@ def test_a_hostile_manifest_is_a_finding_and_no_crash(whole: Path, tmp_path: Pat
 
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_to_the_file_is_a_crash_or_passes_with_other_contents(
     whole: Path, tmp_path: Path, data: st.DataObject

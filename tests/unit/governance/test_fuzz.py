@@ -103,7 +103,7 @@ def damaged_documents(draw: st.DrawFn) -> tuple[Path, str]:
 
 
 @given(damaged=damaged_texts() | damaged_documents())
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 def test_a_damaged_file_is_read_without_an_exception(damaged: tuple[Path, str]):
     for finding in read(*damaged):
         assert finding.line >= 1 and finding.message
@@ -120,7 +120,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(damages=st.lists(damaged_documents() | damaged_texts(), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
 def test_a_damaged_project_is_checked_without_an_exception(copied: Path, damages: list[tuple[Path, str]]):
     files = {copied / "contracts" / file.relative_to(CONTRACTS): (file, text) for file, text in damages}
     try:
@@ -134,7 +134,7 @@ def test_a_damaged_project_is_checked_without_an_exception(copied: Path, damages
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
 def test_damaged_dbt_yaml_is_checked_without_an_exception(copied: Path, data: st.DataObject):
     file = data.draw(st.sampled_from(sorted((copied / "dbt_project").rglob("*.yml"))))
     text = file.read_text(encoding="utf-8")

@@ -161,7 +161,7 @@ def test_json_is_read_as_json(document: object):
 @example(b"\xff\xfe")
 @example(b"? !<tag:yaml.org,2002:str> [\n")
 @example(b'"\\uD800"')
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=100)
 def test_no_bytes_raise(tmp_path_factory: pytest.TempPathFactory, data: bytes):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(data)

@@ -104,7 +104,7 @@ def test_tiles_are_handed_out_once_they_are_complete() -> None:
     assert tree.root() == mth(leaves)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60)
 @given(size=sizes, data=st.data())
 def test_inclusion_proofs_are_those_of_the_rfc_and_hold(size: int, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, size - 1))
@@ -113,7 +113,7 @@ def test_inclusion_proofs_are_those_of_the_rfc_and_hold(size: int, data: st.Data
     assert verify_inclusion(index, size, LEAVES[index], proof, mth(LEAVES[:size]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60)
 @given(pair=pairs)
 def test_consistency_proofs_are_those_of_the_rfc_and_hold(pair: list[int]) -> None:
     first, second = pair
@@ -122,7 +122,7 @@ def test_consistency_proofs_are_those_of_the_rfc_and_hold(pair: list[int]) -> No
     assert verify_consistency(first, second, mth(LEAVES[:first]), mth(LEAVES[:second]), proof)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60)
 @given(size=sizes, data=st.data())
 def test_a_tile_is_proven_like_a_leaf_of_the_tree_of_tiles(size: int, data: st.DataObject) -> None:
     tiles = -(-size // TILE)
@@ -132,7 +132,7 @@ def test_a_tile_is_proven_like_a_leaf_of_the_tree_of_tiles(size: int, data: st.D
     assert verify_inclusion(number, tiles, tile, proof, mth(LEAVES[:size]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(2, 200), data=st.data())
 def test_an_inclusion_proof_proves_no_other_leaf_place_size_or_root(size: int, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, size - 1))
@@ -150,7 +150,7 @@ def test_an_inclusion_proof_proves_no_other_leaf_place_size_or_root(size: int, d
         assert not verify_inclusion(index, size, LEAVES[index], [*proof[:-1], LEAVES[0][::-1]], root)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60)
 @given(pair=st.tuples(st.integers(1, 200), st.integers(1, 200)).filter(lambda p: p[0] != p[1]).map(sorted),
        data=st.data())
 def test_a_consistency_proof_does_not_prove_a_fork(pair: list[int], data: st.DataObject) -> None:
