@@ -86,7 +86,7 @@ def subscribe(
             f"no pipeline uses {wanted.dataset} for tenant {wanted.tenant_id}; its tenants are {listed(tenants)}",
             hint="name one of them with --tenant",
         )
-    if not fetch(connection, "select from platform.dataset where dataset = $1", (wanted.dataset,)):
+    if not fetch(connection, "select 1 from platform.dataset where dataset = $1", (wanted.dataset,)):
         raise BareCountError(
             ErrorCode.DECLARATION_UNKNOWN, f"{wanted.dataset} is declared, but not registered yet",
             hint="register it with `barecount contracts sync`, or run its pipeline",
