@@ -151,7 +151,7 @@ def diff(
                            "changes": [_change_facts(change) for change in comparison.changes]})
         return
     output.console().print(f"[bold]{dataset}[/] {layer} {before.version} -> {after.version}: "
-                           + (f"{comparison.level} compatible" if comparison.changes else "no difference"))
+                           + (f"compatibility {comparison.level}" if comparison.changes else "no difference"))
     _print_changes(comparison.changes)
 
 
@@ -305,9 +305,8 @@ def _read_candidate(path: Path) -> Contract:
     source, findings = read_yaml(path, str(path))
     contract = None
     if source is not None:
-        said = source.document.get("customProperties") if isinstance(source.document, dict) else None
-        named = {item.get("property"): item.get("value") for item in said or () if isinstance(item, dict)}
-        dataset, layer = named.get("dataset"), next((known for known in LAYERS if known == named.get("layer")), None)
+        dataset, said = (_custom_property(source.document, name) for name in ("dataset", "layer"))
+        layer = next((known for known in LAYERS if known == said), None)
         if not isinstance(dataset, str) or layer is None:
             place, allowed = ("customProperties",), f"dataset: namespace.name, and layer: one of {', '.join(LAYERS)}"
             findings = [source.finding(place, "does not say whose contract it is", allowed=allowed)]
@@ -319,6 +318,13 @@ def _read_candidate(path: Path) -> Contract:
             hint="correct the file", details={"findings": [asdict(finding) for finding in findings]},
         )
     return contract
+
+
+def _custom_property(document: Any, name: str) -> Any:
+    """The value of a custom property in a document that may be anything; None where there is none."""
+    listing = document.get("customProperties") if isinstance(document, dict) else None
+    items = [item for item in listing if isinstance(item, dict)] if isinstance(listing, list) else []
+    return next((item.get("value") for item in items if item.get("property") == name), None)
 
 
 def _number(text: str) -> str:
@@ -347,7 +353,7 @@ def _print_step(step: Step) -> None:
     console = output.console()
     colour = _COLOURS.get(step.action, "dim")
     what = f"{step.current} -> {step.version}" if step.current else step.version
-    level = f", {step.comparison.level} compatible" if step.comparison and step.changes else ""
+    level = f", compatibility {step.comparison.level}" if step.comparison and step.changes else ""
     mode = f" (mode {step.verdict.mode})" if step.verdict else ""
     console.print(f"[{colour}]{step.action}[/] {step.dataset} {step.layer} {what}{level}{mode}", soft_wrap=True)
     if step.problem:

@@ -165,10 +165,10 @@ def _fields(old: Contract, new: Contract) -> Iterator[Change]:
 def _needed(column: Column, reader: Contract) -> bool:
     """Whether a reader cannot do without a field that the data lacks.
 
-    An optional one reads as null. But consumers of GDPs and publications name their columns in SQL, where a column that
-    is not there is an error.
+    An optional one reads as null, one with a default as that. But consumers of GDPs and publications name their columns
+    in SQL, where a column that is not there is an error.
     """
-    return column.required or reader.layer in _SQL_LAYERS
+    return column.required and column.default is None or reader.layer in _SQL_LAYERS
 
 
 def _described(column: Column) -> str:
@@ -305,7 +305,11 @@ _ASPECTS: Mapping[str, _Aspect] = {
     "type": _Aspect(
         lambda c: c.physical_type, lambda reader, writer: widens(writer.physical_type, reader.physical_type)
     ),
-    "required": _Aspect(lambda c: c.required, lambda reader, writer: writer.required or not reader.required),
+    "required": _Aspect(
+        lambda c: c.required,
+        lambda reader, writer: writer.required or not reader.required or reader.default is not None,
+    ),
+    "default": _Aspect(lambda c: c.default, lambda reader, writer: True),
     "unique": _Aspect(lambda c: c.unique, lambda reader, writer: writer.unique or not reader.unique),
     "classification": _Aspect(
         # who handles data as internal must not be handed confidential data

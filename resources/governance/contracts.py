@@ -178,6 +178,7 @@ class Column:
             `maxLength`, `pattern` (matches the whole value); and `format`, the JDK pattern dates are
             written in at the source.
         valid_values: every value must be one of these; None: any.
+        default: what a value becomes that the source does not give (custom property `default`, extraction only).
     """
 
     name: str
@@ -191,6 +192,7 @@ class Column:
     description: str
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     valid_values: tuple[Any, ...] | None = None
+    default: Any = None
 
     @property
     def strptime_format(self) -> str | None:
@@ -476,8 +478,19 @@ class _Reader:
             description=declared.get("description", ""),
             options=options,
             valid_values=valid_values,
+            default=self._default(path, declared, physical),
         )
         return column, rules
+
+    def _default(self, path: FieldPath, declared: dict[str, Any], physical: str) -> Any:
+        for index, item in enumerate(declared.get("customProperties", [])):
+            if item["property"] == "default":
+                place = (*path, "customProperties", index, "value")
+                if self._layer != "extraction":
+                    allowed = "a default where the source is read: in the extraction contract"
+                    self._report(place, f"not executed in a {self._layer} contract", item["value"], allowed)
+                return self._value(place, item["value"], physical)
+        return None
 
     def _physical_type(self, path: FieldPath, declared: str, logical: str) -> str:
         if not declared:

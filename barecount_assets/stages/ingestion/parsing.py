@@ -520,7 +520,7 @@ def check(schema: ExtractorSchema, columns: Sequence[Column], rows: np.ndarray) 
                 f"{field.name}: found {column.found(i)}, allowed text without U+0000" for i in at.tolist()
             ]
             faults.append(Fault(rows[at], field.name, "nul_byte", messages))
-        if field.required and column.values.null_count:
+        if field.required and field.default is None and column.values.null_count:
             missing = column.values.is_null().to_numpy(zero_copy_only=False)
             at = np.flatnonzero(missing if column.wrong is None else missing & ~column.wrong)
             message = f"{field.name}: found nothing, a value of type {sql_type(field)} is required"
@@ -569,7 +569,8 @@ def assemble(
             found.setdefault(row, (fault.field, fault.reason, []))[2].append(message)
 
     extra = pa.nulls(len(parsed), pa.string()) if extra is None else extra
-    arrays = [*(column.values for column in columns), pa.array(parsed + before + 1, pa.int64()), extra]
+    values = [_with_default(field, column.values) for field, column in zip(schema.fields, columns, strict=True)]
+    arrays = [*values, pa.array(parsed + before + 1, pa.int64()), extra]
     rows = pa.RecordBatch.from_arrays(arrays, schema=schema.arrow)
     rejected = np.array(sorted(found), np.int64)
     if len(rejected):
@@ -595,6 +596,13 @@ def assemble(
         return pa.array(payload(numbers - before - 1), pa.large_binary())
 
     return ParsedBatch(rows, pa.RecordBatch.from_arrays(rejects, schema=REJECT_SCHEMA), received, original)
+
+
+def _with_default(field: Field, values: pa.Array) -> pa.Array:
+    """The field's default in place of nulls. A value of the wrong type is null too, but its record is rejected."""
+    if field.default is None or not values.null_count:
+        return values
+    return pc.fill_null(values, pa.scalar(field.default, field.type))
 
 
 # Undeclared fields --------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class Field:
             timestamp('us') without zone, bool_.
         required: a missing or null value makes the record unparsable. An empty CSV field is null.
         format: strptime format of dates and timestamps in text sources; None means ISO 8601.
+        default: what a missing or null value becomes, a Python value of the type; None: it stays null.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Field:
     type: pa.DataType
     required: bool = False
     format: str | None = None
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,11 @@ class ExtractorSchema:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) over names, types, nullability and formats: changes when parsing could."""
-        body = [[f.name, f.source_name, str(f.type), f.required, f.format] for f in self.fields]
+        """SHA-256 (hex) over names, types, nullability, formats and defaults: changes when parsing could."""
+        body = [
+            [f.name, f.source_name, str(f.type), f.required, f.format, *([] if f.default is None else [str(f.default)])]
+            for f in self.fields
+        ]
         return hashlib.sha256(json.dumps(body, separators=(",", ":")).encode()).hexdigest()
 
 

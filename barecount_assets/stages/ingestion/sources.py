@@ -40,6 +40,7 @@ def extractor_schema(contract: Contract) -> ExtractorSchema:
                 type=arrow_type(column.physical_type),
                 required=column.required,
                 format=column.strptime_format,
+                default=column.default,
             )
             for column in contract.columns
         )

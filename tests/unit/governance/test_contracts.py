@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 import rfc8785
 
-from resources.governance.contracts import Contract, Rule, physical_type, read_contract, strptime_of
+from resources.governance.contracts import Contract, Mode, Rule, physical_type, read_contract, strptime_of
 from resources.runtime.yaml_source import Finding, parse_yaml
 
 CONTRACT = """\
@@ -125,6 +125,36 @@ def test_rules_about_the_whole_dataset_stay_rules(contract: Contract):
     assert threshold == Rule("invalidValues", ("amount",), "mustBeLessThan", (5,), "percent", (1, 2.5))
     assert duplicates == Rule("duplicateValues", ("order_no", "region"), "mustBe", (0,), description="One each.")
     assert (rows.metric, rows.operator, rows.bounds) == ("rowCount", "mustBeBetween", (1, 100))
+
+
+def test_mode_and_deprecation_window_are_declared_or_the_layers_own(contract: Contract):
+    assert (contract.mode, contract.deprecation_days) == (Mode.BACKWARD, 90)
+    mode = "layer, value: raw}\n  - {property: compatibility, value: %s}"
+    declared, findings = read(
+        CONTRACT.replace("layer, value: raw}", mode % "full_transitive")
+        .replace("unit: y}", "unit: y}\n  - {property: deprecationWindow, value: 30, unit: d}"))
+    assert findings == [] and declared is not None
+    assert (declared.mode, declared.deprecation_days) == (Mode.FULL_TRANSITIVE, 30)
+    _, (finding,) = read(CONTRACT.replace("layer, value: raw}", mode % "upward"))
+    assert (finding.field, finding.found) == ("customProperties[2].value", '"upward"')
+    assert "backward, forward, full" in finding.allowed
+
+
+def test_a_default_belongs_to_the_extraction_contract_and_has_the_type_of_its_column():
+    def defaulting(layer: str, value: str) -> tuple[Contract | None, list[Finding]]:
+        name = "        physicalName: OrderNo\n"
+        default = f"        customProperties: [{{property: default, value: {value}}}]\n"
+        text = CONTRACT.replace(name, name + default)
+        source, findings = parse_yaml(text.replace("layer, value: raw", f"layer, value: {layer}"), "contract.yaml")
+        assert source is not None and findings == []
+        return read_contract(source, "sales.orders", layer)
+
+    contract, _ = defaulting("extraction", "A0")
+    assert contract is not None and contract.columns[0].default == "A0"
+    _, (finding,) = defaulting("raw", "A0")
+    assert "not executed in a raw contract" in finding.message
+    _, (finding,) = defaulting("extraction", "7")
+    assert (finding.message, finding.allowed) == ("not a value of the column's type", "text")
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,16 @@ class TestColumns:
             )
         assert refused.value.code is ErrorCode.INTERNAL
 
+    @pytest.mark.parametrize("text", [pa.array(["", "7", "x"]), None], ids=["null", "absent"])
+    def test_a_default_stands_for_what_the_source_does_not_give_and_for_nothing_else(self, text):
+        schema = ExtractorSchema((Field("a", "a", pa.int64(), required=True, default=5),))
+        columns = [text_column(schema.fields[0], text, 3)]
+        faults = parsing.check(schema, columns, np.arange(3))
+        batch = assemble(schema, columns, None, parsed=np.arange(3), received=3, before=0, faults=faults,
+                         payload=lambda rows: [b"x"])
+        assert batch.rows["a"].to_pylist() == ([5, 5, 5] if text is None else [5, 7])
+        assert batch.rejects["reason"].to_pylist() == ([] if text is None else ["wrong_type"])
+
     def test_the_first_fault_decides_the_reason_and_the_message_names_all(self):
         schema = ExtractorSchema((Field("a", "a", pa.string()),))
         columns = [text_column(schema.fields[0], pa.array(["x", "y"]), 2)]
