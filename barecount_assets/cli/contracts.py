@@ -13,7 +13,7 @@ import typer
 
 from barecount_assets.cli import output
 from barecount_assets.cli.verbs import Json, Tenant, Who, command, person, settings
-from resources.governance.contracts import Layer, Mode
+from resources.governance.modes import LAYERS, Layer, Mode
 from resources.runtime.errors import BareCountError, ErrorCode
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def _read_candidate(path: Path) -> Contract:
     Raises:
         BareCountError: declaration.invalid.
     """
-    from resources.governance.contracts import LAYERS, read_contract
+    from resources.governance.contracts import read_contract
     from resources.runtime.yaml_source import read_yaml
 
     source, findings = read_yaml(path, str(path))

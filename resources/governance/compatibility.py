@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resources.governance.contracts import CLASSIFICATIONS, Column, Contract, Mode, Rule
+from resources.governance.contracts import CLASSIFICATIONS, Column, Contract, Rule
+from resources.governance.modes import Mode
 from resources.runtime.yaml_source import shown
 
 

@@ -13,64 +13,23 @@ speak of the whole dataset (`duplicateValues`, `rowCount`, thresholds) are `Cont
 from __future__ import annotations
 
 import datetime as dt
-import enum
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import rfc8785
 
+from resources.governance.modes import DEFAULT_MODES, Layer, Mode
 from resources.runtime.declared import canonical_hash, did_you_mean, listed
 from resources.runtime.yaml_source import FieldPath, Finding, YamlSource, shown
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
     from jsonschema.protocols import Validator
-
-Layer = Literal["extraction", "raw", "gold", "activation"]
-LAYERS: tuple[Layer, ...] = get_args(Layer)
-
-
-class Mode(enum.StrEnum):
-    """What a new version must be to those before it; the transitive ones speak of all of them, not of the last.
-
-    `compatibility` decides what each means.
-    """
-
-    NONE = "none"
-    BACKWARD = "backward"
-    FORWARD = "forward"
-    FULL = "full"
-    BACKWARD_TRANSITIVE = "backward_transitive"
-    FORWARD_TRANSITIVE = "forward_transitive"
-    FULL_TRANSITIVE = "full_transitive"
-
-    @property
-    def transitive(self) -> bool:
-        return self.value.endswith("_transitive")
-
-    @property
-    def backward(self) -> bool:
-        return self.value.startswith(("backward", "full"))
-
-    @property
-    def forward(self) -> bool:
-        return self.value.startswith(("forward", "full"))
-
-
-DEFAULT_MODES: Mapping[Layer, Mode] = {
-    # The platform reads what landed under older versions: raw data is never written again.
-    "extraction": Mode.BACKWARD,
-    "raw": Mode.BACKWARD,
-    # Tables are written anew under the new version: what counts is who reads them by the old one.
-    "gold": Mode.FORWARD,
-    "activation": Mode.FORWARD,
-}
-"""Of contracts that declare no mode of their own (custom property `compatibility`)."""
 
 API_VERSION = "v3.1.0"
 DEPRECATION_DAYS = 90
@@ -207,7 +166,7 @@ class Contract:
 
     Attributes:
         dataset: `<namespace>.<name>`.
-        layer: one of `LAYERS`.
+        layer: one of `modes.LAYERS`.
         version: semantic version.
         hash: SHA-256 (hex) of the document's canonical JSON (RFC 8785).
         title, description: what the dataset is, in words.

@@ -21,10 +21,11 @@ from typing import Any, Generic, TypeVar
 from resources.data_utilities.calendar import CalendarSettings, check_country
 from resources.data_utilities.fiscal import FiscalSettings
 from resources.governance.actions import ActionRule, ActionTemplate, read_sample, rule_problems
-from resources.governance.contracts import LAYERS, Column, Contract, Layer, physical_type, read_contract
+from resources.governance.contracts import Column, Contract, physical_type, read_contract
 from resources.governance.endpoints import Endpoint
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
+from resources.governance.modes import LAYERS, Layer
 from resources.governance.policy_files import Policy, condition_problems
 from resources.host.tenants import Tenant
 from resources.runtime.declared import Document, did_you_mean, listed, read_model

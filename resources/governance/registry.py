@@ -24,8 +24,9 @@ from typing import Any
 import psycopg
 
 from resources.governance.compatibility import Change, Comparison, Verdict, compare, judge, next_version, version_key
-from resources.governance.contracts import Contract, Layer, Mode, read_contract
+from resources.governance.contracts import Contract, read_contract
 from resources.governance.declarations import Declarations
+from resources.governance.modes import Layer, Mode
 from resources.governance.subscriptions import BrokenSubscriber, broken_by, datasets_of, lock_registry, tenants_of
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts

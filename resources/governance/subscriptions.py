@@ -15,8 +15,9 @@ from typing import Any
 import psycopg
 
 from resources.governance.compatibility import Change, judge, version_key
-from resources.governance.contracts import Contract, Layer, Mode
+from resources.governance.contracts import Contract
 from resources.governance.declarations import Declarations
+from resources.governance.modes import Layer, Mode
 from resources.runtime import events
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.declared import canonical_hash, listed

@@ -15,8 +15,9 @@ import pytest
 
 from resources.governance import declarations as declared
 from resources.governance import registry
-from resources.governance.contracts import Layer, read_contract
+from resources.governance.contracts import read_contract
 from resources.governance.declarations import Declarations
+from resources.governance.modes import Layer
 from resources.governance.registry import Action
 from resources.runtime import events
 from resources.runtime.database import Database, fetch

@@ -12,8 +12,9 @@ import pytest
 
 from resources.governance import declarations as declared
 from resources.governance import registry
-from resources.governance.contracts import Mode, read_contract
+from resources.governance.contracts import read_contract
 from resources.governance.declarations import Declarations
+from resources.governance.modes import Mode
 from resources.governance.registry import Action
 from resources.governance.subscriptions import Subscription, subscribe, subscriptions, unsubscribe
 from resources.runtime import events

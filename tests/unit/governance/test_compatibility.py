@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resources.governance.compatibility import compare, judge, next_version, widens
-from resources.governance.contracts import CLASSIFICATIONS, LAYERS, Column, Contract, Layer, Mode, Rule
+from resources.governance.contracts import CLASSIFICATIONS, Column, Contract, Rule
+from resources.governance.modes import LAYERS, Layer, Mode
 from tests.conftest import PROJECT
 
 TYPES = ("smallint", "integer", "bigint", "double precision", "numeric(10,2)", "numeric(12,2)", "numeric(12,4)",

@@ -9,7 +9,8 @@ from decimal import Decimal
 import pytest
 import rfc8785
 
-from resources.governance.contracts import Contract, Mode, Rule, physical_type, read_contract, strptime_of
+from resources.governance.contracts import Contract, Rule, physical_type, read_contract, strptime_of
+from resources.governance.modes import Mode
 from resources.runtime.yaml_source import Finding, parse_yaml
 
 CONTRACT = """\

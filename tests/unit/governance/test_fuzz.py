@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resources.governance.actions import ActionRule, ActionTemplate
-from resources.governance.contracts import LAYERS, read_contract
+from resources.governance.contracts import read_contract
 from resources.governance.declarations import check
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
+from resources.governance.modes import LAYERS
 from resources.governance.policy_files import Policy, condition_problems
 from resources.host.tenants import Tenant
 from resources.runtime.declared import read_model
