@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import rfc8785
 from pydantic import Field, StringConstraints, field_validator
 
 from resources.governance import policy_conditions as conditions
@@ -27,7 +28,6 @@ from resources.runtime.declared import (
     refusal,
 )
 from resources.runtime.yaml_source import FieldPath
-from resources.trust.ledger import canonical
 
 Effect = Literal["allow", "warn", "require_approval", "deny"]
 EFFECTS: tuple[Effect, ...] = ("allow", "warn", "require_approval", "deny")
@@ -151,7 +151,7 @@ class Policy(DeclaredDocument):
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Policy:
         """The active policy of a stored `document`."""
-        return cls.model_validate_json(canonical({**document, "spec": {**document["spec"], "status": "active"}}))
+        return cls.model_validate_json(rfc8785.dumps({**document, "spec": {**document["spec"], "status": "active"}}))
 
 
 def condition_problems(policy: Policy) -> Iterator[tuple[FieldPath, conditions.Problem]]:
