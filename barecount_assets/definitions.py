@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from barecount_assets import jobs, schedules, sensors
+from barecount_assets import jobs, project_lineage, schedules, sensors
 from barecount_assets.assets import raw, transforms
 from barecount_assets.runner import Runner
+from resources.governance import column_lineage
 from resources.governance import declarations as declared
 from resources.runtime.settings import Settings
 
@@ -32,11 +34,15 @@ def build_defs(project_dir: Path | None = None, resources: Mapping[str, Any] | N
     Raises:
         BareCountError: declaration.invalid, naming every wrong declaration.
     """
-    declarations = declared.load(project_dir or Settings.from_environment().project_dir)
+    settings = Settings.from_environment()
+    declarations = declared.load(project_dir or settings.project_dir)
+    # What is known already is shown; nothing is compiled for it.
+    lineage = project_lineage.kept(
+        replace(settings, project_dir=declarations.project_dir), column_lineage.fingerprint(declarations))
     assets: list[dg.AssetsDefinition] = []
     all_jobs, all_schedules, all_sensors = [], [], [sensors.freshness(declarations)]
     for manifest in declarations.pipelines.values():
-        own = [*raw.build(declarations, manifest), *transforms.build(declarations, manifest)]
+        own = [*raw.build(declarations, manifest), *transforms.build(declarations, manifest, lineage)]
         job = jobs.pipeline_job(manifest, own)
         assets += own
         all_jobs.append(job)
@@ -47,7 +53,7 @@ def build_defs(project_dir: Path | None = None, resources: Mapping[str, Any] | N
         assets=assets,
         jobs=all_jobs,
         schedules=all_schedules,
-        sensors=all_sensors,
+        sensors=[*all_sensors, sensors.lineage_relay()],
         resources={"runner": Runner(), **(resources or {})},
         executor=dg.in_process_executor,
     )

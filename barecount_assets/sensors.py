@@ -42,6 +42,26 @@ def file_drop(manifest: Pipeline, job: dg.JobDefinition) -> dg.SensorDefinition 
     )
 
 
+def lineage_relay() -> dg.SensorDefinition:
+    """Sends OpenLineage events to the transport that is named; sends nothing while none is."""
+
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        from resources.governance import lineage_relay
+        from resources.runtime.database import Database
+
+        settings = Settings.from_environment()
+        transport = lineage_relay.transport_of(settings)
+        if transport is None:
+            return dg.SkipReason(f"{lineage_relay.VARIABLE} names no transport: events wait in the outbox")
+        done = lineage_relay.relay(Database.open(settings), transport)
+        return dg.SkipReason(f"{done.sent} events sent to {transport.name}, {done.refused} refused")
+
+    return dg.SensorDefinition(
+        name="lineage_relay", evaluation_fn=evaluate, minimum_interval_seconds=_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING, description="Sends the OpenLineage events of runs.",
+    )
+
+
 def _watch(
     manifest: Pipeline, watched: list[FileSource]
 ) -> Callable[[dg.SensorEvaluationContext], dg.SensorResult]:

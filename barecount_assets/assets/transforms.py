@@ -11,6 +11,7 @@ import dagster as dg
 from barecount_assets import keys, partitions
 from barecount_assets.assets import describe
 from barecount_assets.runner import Runner, check_result, metadata_of
+from resources.governance.column_lineage import ProjectLineage
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import Pipeline
 from resources.runners.stage import CheckOutcome, Stage, StageReceipt, StageSpec
@@ -22,13 +23,15 @@ GATES = {
 }
 
 
-def build(declarations: Declarations, manifest: Pipeline) -> list[dg.AssetsDefinition]:
-    """Everything below raw."""
+def build(
+    declarations: Declarations, manifest: Pipeline, lineage: ProjectLineage | None = None
+) -> list[dg.AssetsDefinition]:
+    """Everything below raw; with the lineage of its columns where that is known."""
     return [
         *([_calendar(manifest)] if manifest.spec.transforms.calendar else []),
-        _gdps(declarations, manifest),
-        _kpis(declarations, manifest),
-        _published(declarations, manifest),
+        _gdps(declarations, manifest, lineage),
+        _kpis(declarations, manifest, lineage),
+        _published(declarations, manifest, lineage),
     ]
 
 
@@ -41,7 +44,9 @@ def _calendar(manifest: Pipeline) -> dg.AssetsDefinition:
     return _step(manifest, Stage.CALENDAR, [spec], [])
 
 
-def _gdps(declarations: Declarations, manifest: Pipeline) -> dg.AssetsDefinition:
+def _gdps(
+    declarations: Declarations, manifest: Pipeline, lineage: ProjectLineage | None
+) -> dg.AssetsDefinition:
     raws = [keys.raw(manifest.name, source.name) for source in manifest.spec.sources]
     specs, checks = [], []
     for model in manifest.spec.transforms.gdp:
@@ -49,13 +54,17 @@ def _gdps(declarations: Declarations, manifest: Pipeline) -> dg.AssetsDefinition
         key = keys.gdp(manifest.name, model)
         specs.append(dg.AssetSpec(
             key, deps=raws, group_name=keys.GDP, kinds={"dbt", "postgres"}, owners=describe.owners(manifest),
-            tags=describe.tags(manifest), description=contract.title, metadata=describe.contract_metadata(contract),
+            tags=describe.tags(manifest), description=contract.title,
+            metadata={**describe.contract_metadata(contract),
+                      **describe.column_lineage(lineage, manifest, f"gdp.{model}")},
         ))
         checks.append(dg.AssetCheckSpec(DATA_TESTS, asset=key, description="dbt data tests of the model."))
     return _step(manifest, Stage.NORMALIZATION, specs, checks)
 
 
-def _kpis(declarations: Declarations, manifest: Pipeline) -> dg.AssetsDefinition:
+def _kpis(
+    declarations: Declarations, manifest: Pipeline, lineage: ProjectLineage | None
+) -> dg.AssetsDefinition:
     specs, checks = [], []
     for name in manifest.spec.kpis:
         kpi = declarations.kpi(name)
@@ -68,7 +77,8 @@ def _kpis(declarations: Declarations, manifest: Pipeline) -> dg.AssetsDefinition
             key, deps=deps, group_name=keys.KPI, kinds={"dbt", "postgres"},
             owners=[person.email for person in kpi.metadata.owners], tags=describe.tags(manifest),
             description=f"{kpi.metadata.description}\n\nFormula: {kpi.spec.formula}",
-            metadata={**describe.contract_metadata(contract), "kpi_version": kpi.metadata.version,
+            metadata={**describe.contract_metadata(contract),
+                      **describe.column_lineage(lineage, manifest, f"kpi.{name}"), "kpi_version": kpi.metadata.version,
                       "unit": kpi.spec.unit},
             code_version=kpi.metadata.version,
         ))
@@ -80,7 +90,9 @@ def _kpis(declarations: Declarations, manifest: Pipeline) -> dg.AssetsDefinition
     return _step(manifest, Stage.KPI_BUILD, specs, checks)
 
 
-def _published(declarations: Declarations, manifest: Pipeline) -> dg.AssetsDefinition:
+def _published(
+    declarations: Declarations, manifest: Pipeline, lineage: ProjectLineage | None
+) -> dg.AssetsDefinition:
     freshness = manifest.spec.slos.freshness
     policy = dg.FreshnessPolicy.time_window(
         fail_window=dt.timedelta(hours=freshness.max_lag_hours)) if freshness else None
@@ -92,7 +104,9 @@ def _published(declarations: Declarations, manifest: Pipeline) -> dg.AssetsDefin
             keys.published(manifest.name, name), deps=[keys.kpi(manifest.name, other) for other in manifest.spec.kpis],
             group_name=keys.PUBLISHED, kinds={"postgres"}, owners=describe.owners(manifest),
             tags=describe.tags(manifest), description=f"{kpi.metadata.title}, as consumers see it.",
-            metadata=describe.contract_metadata(contract), freshness_policy=policy,
+            metadata={**describe.contract_metadata(contract),
+                      **describe.column_lineage(lineage, manifest, f"published.{name}")},
+            freshness_policy=policy,
         ))
     return _step(manifest, Stage.PUBLISH, specs, [])
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from barecount_assets.cli import actions, contracts, evidence, output, quarantine, secrets
+from barecount_assets.cli import actions, contracts, evidence, lineage, output, quarantine, secrets
 from barecount_assets.cli.verbs import Json, Tenant, command, environment, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
@@ -24,6 +24,7 @@ app.add_typer(evidence.app, name="evidence")
 app.add_typer(contracts.app, name="contracts")
 app.add_typer(actions.app, name="actions")
 app.add_typer(secrets.app, name="secrets")
+app.add_typer(lineage.app, name="lineage")
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
@@ -35,20 +36,27 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @command(app)
 def check(as_json: Json = False) -> None:
     """Validate everything declared, offline, and report every error at once."""
+    from barecount_assets import foresight
     from resources.governance import declarations
 
-    project = Settings.from_environment().project_dir
-    findings = declarations.check(project)
+    found = Settings.from_environment()
+    declared, findings = declarations.read(found.project_dir)
+    warnings: list[str] = []
+    if not findings:
+        foreseen = foresight.foresee(found, declared)
+        findings, warnings = foreseen.findings, foreseen.warnings
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
     if as_json:
         from dataclasses import asdict
 
-        output.print_json({"valid": not findings, "findings": [asdict(finding) for finding in findings]})
+        output.print_json({"valid": not findings, "findings": [asdict(finding) for finding in findings],
+                           "warnings": warnings})
     elif findings:
         for finding in findings:
             typer.echo(str(finding))
         typer.echo(f"{len(findings)} errors")
     else:
-        declared = declarations.load(project)
         typer.echo(f"everything declared is valid: {len(declared.tenants)} tenants, {len(declared.pipelines)} "
                    f"pipelines, {len(declared.kpis)} KPIs, {len(declared.contracts)} contracts")
     if findings:

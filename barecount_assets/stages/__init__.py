@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from barecount_assets.stages import lineage
 from barecount_assets.stages.environment import StageEnvironment
 from resources.runners.facade import Progress
 from resources.runners.stage import Stage, StageReceipt, StageSpec
@@ -30,4 +31,5 @@ def execute(spec: StageSpec, progress: Progress, environment: StageEnvironment |
     environment = environment or StageEnvironment.open()
     if not spec.probe:
         environment.admit_contracts(spec.tenant_id, spec.pipeline)
-    return import_module(_MODULES[spec.stage]).run(spec, environment, progress)
+    with lineage.watched():
+        return import_module(_MODULES[spec.stage]).run(spec, environment, progress)

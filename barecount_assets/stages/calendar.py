@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from barecount_assets.stages import history
+from barecount_assets.stages import history, lineage
 from barecount_assets.stages.environment import StageEnvironment
 from resources.data_utilities.calendar import date_table
 from resources.runners.facade import Progress
@@ -31,6 +31,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         if spec.probe:
             return StageReceipt(Stage.CALENDAR, spec.tenant_id, spec.pipeline, token, changed=True)
         environment.register_tenant(connection, spec.tenant_id)
+        lineage.begin(environment, connection, spec, token)
         progress("calendar", 0, 1)
         table = date_table(spec.tenant_id, environment.declarations.calendar(spec.tenant_id))
         run_id = history.run_number(

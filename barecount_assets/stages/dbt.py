@@ -20,6 +20,7 @@ from barecount_assets.stages.environment import StageEnvironment
 from resources.runners.facade import Progress
 from resources.runtime.database import PLATFORM_ROLE, lost_connection
 from resources.runtime.errors import BareCountError, ErrorCode
+from resources.runtime.settings import Settings, code_version
 
 _lock = threading.Lock()
 _manifests: dict[tuple[str, str], Any] = {}
@@ -55,11 +56,11 @@ def build(
     from dbt.cli.main import dbtRunner
 
     with _lock, _profile(environment):
-        manifest = _parsed(environment)
+        manifest = _parsed(environment.settings)
         watcher = _Watcher(progress)
         runner = dbtRunner(manifest=manifest, callbacks=[watcher])
         outcome = runner.invoke(
-            ["build", *_flags(environment), "--exclude-resource-type", "unit_test",
+            ["build", *_flags(environment.settings), "--exclude-resource-type", "unit_test",
              "--select", *select, "--vars", json.dumps(variables)]
         )
     if outcome.exception is not None:
@@ -73,9 +74,27 @@ def build(
     return results
 
 
-def _flags(environment: StageEnvironment) -> list[str]:
-    project = str(environment.settings.project_dir / "dbt_project")
-    data = environment.settings.data_dir
+def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, str]:
+    """Compiled SQL of every model, by name, without those that do not compile. Needs no database.
+
+    Raises:
+        BareCountError: transform.failed when dbt cannot read the project.
+    """
+    from dbt.cli.main import dbtRunner
+
+    with _lock:
+        outcome = dbtRunner(manifest=_parsed(settings)).invoke(
+            ["compile", *_flags(settings), "--no-introspect", "--no-populate-cache",
+             "--select", "resource_type:model", "--indirect-selection", "empty", "--vars", json.dumps(variables)]
+        )
+    if outcome.exception is not None and outcome.result is None:
+        raise _failure("dbt compile", str(outcome.exception))
+    return {r.node.name: r.node.compiled_code for r in outcome.result if r.node.compiled_code is not None}
+
+
+def _flags(settings: Settings) -> list[str]:
+    project = str(settings.project_dir / "dbt_project")
+    data = settings.data_dir
     return [
         "--project-dir",
         project,
@@ -98,12 +117,12 @@ def _flags(environment: StageEnvironment) -> list[str]:
     ]
 
 
-def _parsed(environment: StageEnvironment) -> Any:
+def _parsed(settings: Settings) -> Any:
     from dbt.cli.main import dbtRunner
 
-    key = (str(environment.settings.data_dir), environment.code_version)
+    key = (str(settings.data_dir), code_version(settings.project_dir))
     if key not in _manifests:
-        outcome = dbtRunner().invoke(["parse", *_flags(environment)])
+        outcome = dbtRunner().invoke(["parse", *_flags(settings)])
         if outcome.exception is not None or not outcome.success:
             raise _failure("dbt parse", str(outcome.exception))
         _manifests[key] = outcome.result

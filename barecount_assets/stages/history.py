@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from barecount_assets.stages import lineage
 from resources.runners.stage import Stage, StageReceipt, run_token
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts
@@ -65,7 +66,10 @@ def finish(
     connection: psycopg.Connection, receipt: StageReceipt, run_id: int, basis: Mapping[str, Any],
     evidence: Mapping[str, Any],
 ) -> int:
-    """Record a finished stage run and its evidence in the caller's transaction; returns the entry's number."""
+    """Record a finished stage run, its evidence and its lineage in the caller's transaction.
+
+    Returns the number of the entry.
+    """
     seq = ledger.append(
         connection,
         ledger.Entry(receipt.tenant_id, f"{receipt.stage}.finished", receipt.pipeline, receipt.run_token, evidence),
@@ -76,6 +80,7 @@ def finish(
          as_json({"receipt": receipt.to_json(), "basis": basis}), seq),
     )
     announce(connection, receipt, seq)
+    lineage.complete(connection, receipt, seq)
     return seq
 
 

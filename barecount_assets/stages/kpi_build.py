@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from barecount_assets.stages import dbt, gates, history
+from barecount_assets.stages import dbt, gates, history, lineage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.gates import GateResult
 from barecount_assets.stages.normalization import test_outcomes
@@ -59,6 +59,10 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             return history.unchanged(last)
         if spec.probe:
             return StageReceipt(Stage.KPI_BUILD, spec.tenant_id, spec.pipeline, token, changed=True)
+        lineage.begin(environment, connection, spec, token, [
+            *lineage.inputs_of("gdp", gdp.receipt.outputs),
+            *lineage.inputs_of("gdp", calendar.receipt.outputs if calendar else ()),
+        ])
         incremental = last is not None and all(last.basis.get(name) == value for name, value in definition.items())
         periods = {
             kpi.name: _affected_periods(connection, kpi, spec.tenant_id, last.run_id or 0) for kpi in kpis

@@ -13,11 +13,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from barecount_assets.stages import dbt, history, quarantine_life
+from barecount_assets.stages import dbt, history, lineage, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.manifests import Pipeline
+from resources.governance.openlineage import Dataset
 from resources.runners.facade import Progress
-from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec
+from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec, run_token
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import gdp_store, raw_tables
@@ -52,6 +53,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                 f"there is nothing to normalize: no raw batch of {spec.pipeline} has landed for {spec.tenant_id}",
                 hint="check the window and the sources of the run",
             )
+        lineage.begin(environment, connection, spec, token, _inputs(batches))
         run_id = history.run_number(
             connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION, token, manifest.hash,
             environment.code_version,
@@ -111,6 +113,18 @@ def _commit(
     return receipt
 
 
+def _inputs(batches: Sequence[dict[str, Any]]) -> list[Dataset]:
+    """The raw datasets, each with the rows of its current batches and a digest of their contents."""
+    by_dataset: dict[str, list[dict[str, Any]]] = {}
+    for batch in batches:
+        by_dataset.setdefault(batch["dataset"], []).append(batch)
+    return [
+        Dataset(f"raw.{dataset}", sum(batch["accepted"] for batch in own),
+                run_token(content=sorted(batch["content_sha256"] for batch in own)))
+        for dataset, own in sorted(by_dataset.items())
+    ]
+
+
 def test_outcomes(results: Sequence[dbt.NodeResult]) -> tuple[CheckOutcome, ...]:
     """dbt's data tests as checks. A failed one has raised already: these passed or warned."""
     return tuple(
@@ -120,8 +134,6 @@ def test_outcomes(results: Sequence[dbt.NodeResult]) -> tuple[CheckOutcome, ...]
 
 
 def _again_of(identity: dict[str, Any], token: str) -> str | None:
-    from resources.runners.stage import run_token
-
     plain = run_token(**identity)
     return plain if plain != token else None
 
@@ -231,7 +243,7 @@ with added as (
 select count(*) from added
 """
 _CURRENT_BATCHES = """
-select batch_id, dataset, source_id, partition_date, content_sha256, drift
+select batch_id, dataset, source_id, partition_date, content_sha256, accepted, drift
 from platform.raw_batch
 where tenant_id = $1 and dataset = any($2) and is_current
 order by dataset, partition_date, source_id

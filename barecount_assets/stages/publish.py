@@ -6,12 +6,13 @@ when every gate of the build passed. A KPI whose content did not change keeps it
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 
-from barecount_assets.stages import history, kpi_events
+from barecount_assets.stages import history, kpi_events, lineage, obligations
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.contracts import Contract
 from resources.governance.kpis import Kpi
@@ -27,20 +28,25 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     """Publish the newest KPI build of one pipeline and tenant.
 
     Raises:
-        BareCountError: gate.failed naming every failed gate; evidence.missing when there is no build of the newest
-            GDPs.
+        BareCountError: gate.failed naming every failed gate; obligation.failed naming every violated obligation that
+            blocks; evidence.missing when there is no build of the newest GDPs.
     """
     manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
         build = _publishable_build(connection, spec)
         last = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.PUBLISH)
         identity = {"stage": Stage.PUBLISH, "tenant": spec.tenant_id, "pipeline": spec.pipeline,
-                    "build": build.run_token, "code": environment.code_version}
+                    "build": build.run_token, "code": environment.code_version,
+                    "obligations": obligations.identities(environment.declarations, spec)}
         token = history.token_for(connection, identity, last, spec.tenant_id, spec.pipeline, Stage.PUBLISH)
         if last is not None and last.run_token == token:
             return history.unchanged(last)
         if spec.probe:
             return StageReceipt(Stage.PUBLISH, spec.tenant_id, spec.pipeline, token, changed=True)
+        lineage.begin(environment, connection, spec, token,
+                      lineage.inputs_of("kpi", build.receipt.outputs, build.receipt.checks))
+        obligations.enforce(connection, environment.settings, environment.declarations, spec, token,
+                            dt.datetime.now(dt.UTC))
         gates = _gates(connection, spec, build.run_token)
         outputs = []
         with connection.transaction():

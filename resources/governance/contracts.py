@@ -131,6 +131,7 @@ class Column:
         unique: no two rows may have the same value.
         primary_key: part of the key that identifies a row.
         classification: one of `CLASSIFICATIONS`.
+        tags: what else it is marked as, e.g. `pii`.
         description: meaning, in words.
         options: what every value must keep, under ODCS's names: `minimum`, `maximum`, `exclusiveMinimum`,
             `exclusiveMaximum` (int, Decimal, float, date or datetime, as the type needs), `minLength`,
@@ -152,6 +153,7 @@ class Column:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     valid_values: tuple[Any, ...] | None = None
     default: Any = None
+    tags: tuple[str, ...] = ()
 
     @property
     def strptime_format(self) -> str | None:
@@ -175,6 +177,7 @@ class Contract:
         columns: in the order of the document.
         rules: what the whole dataset must keep.
         retention_days: days the data is kept, None when the contract does not say.
+        tags: what the dataset is marked as, words or `key:value`.
         mode: what a new version must be to those before it: custom property `compatibility`, else the layer's default.
         deprecation_days: days the version stays readable after a newer one replaced it: SLA property
             `deprecationWindow`, else `DEPRECATION_DAYS`.
@@ -193,6 +196,7 @@ class Contract:
     columns: tuple[Column, ...]
     rules: tuple[Rule, ...] = ()
     retention_days: int | None = None
+    tags: tuple[str, ...] = ()
     mode: Mode = Mode.NONE
     deprecation_days: int = DEPRECATION_DAYS
     document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
@@ -316,6 +320,7 @@ class _Reader:
             columns=columns,
             rules=rules,
             retention_days=self._days("retention"),
+            tags=tuple(document.get("tags", ())),
             mode=self._mode(),
             deprecation_days=self._days("deprecationWindow") or DEPRECATION_DAYS,
             document=document,
@@ -434,6 +439,7 @@ class _Reader:
             unique=declared.get("unique", False),
             primary_key=declared.get("primaryKey", False),
             classification=classification,
+            tags=tuple(declared.get("tags", ())),
             description=declared.get("description", ""),
             options=options,
             valid_values=valid_values,

@@ -26,6 +26,7 @@ from resources.governance.endpoints import Endpoint
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.governance.modes import LAYERS, Layer
+from resources.governance.obligations import Obligation
 from resources.governance.policy_files import Policy, condition_problems
 from resources.host.tenants import Tenant
 from resources.runtime.declared import Document, did_you_mean, listed, read_model
@@ -70,6 +71,7 @@ class Declarations:
         action_templates, action_rules: by name, in order of name.
         endpoints: by tenant and name.
         policies: by name, whatever their status.
+        obligations: by name, in order of name.
     """
 
     project_dir: Path
@@ -81,6 +83,7 @@ class Declarations:
     action_templates: Mapping[str, ActionTemplate] = field(default_factory=dict)
     action_rules: Mapping[str, ActionRule] = field(default_factory=dict)
     endpoints: Mapping[tuple[str, str], Endpoint] = field(default_factory=dict)
+    obligations: Mapping[str, Obligation] = field(default_factory=dict)
 
     def tenant(self, tenant_id: str) -> Tenant:
         """Raises BareCountError declaration.unknown for an id that no file declares."""
@@ -177,6 +180,11 @@ def load(project_dir: Path) -> Declarations:
     return declarations
 
 
+def read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
+    """What is declared, as far as it can be read, and every error in it: `load` and `check` in one."""
+    return _read(project_dir)
+
+
 def check(project_dir: Path) -> list[Finding]:
     """Every error in what is declared under `project_dir`, by file and line; empty when all is well."""
     return _read(project_dir)[1]
@@ -188,7 +196,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     return {model.__name__: dialect | model.model_json_schema() for model in _DOCUMENTS}
 
 
-_DOCUMENTS = (Tenant, Pipeline, Kpi, Policy, ActionTemplate, ActionRule, Endpoint)
+_DOCUMENTS = (Tenant, Pipeline, Kpi, Policy, ActionTemplate, ActionRule, Endpoint, Obligation)
 
 
 def write_json_schemas(folder: Path) -> list[Path]:
@@ -232,6 +240,7 @@ class _Everything:
     action_rules: dict[str, _File[ActionRule]] = field(default_factory=dict)
     endpoints: dict[tuple[str, str], _File[Endpoint]] = field(default_factory=dict)
     policies: dict[str, _File[Policy]] = field(default_factory=dict)
+    obligations: dict[str, _File[Obligation]] = field(default_factory=dict)
     gdp_sql: Mapping[str, Path] = field(default_factory=dict)
     kpi_sql: Mapping[str, Path] = field(default_factory=dict)
     dbt_models: dict[str, _DbtModel] = field(default_factory=dict)
@@ -257,6 +266,7 @@ def _read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
         action_rules=_models(everything.action_rules),
         endpoints=_models(everything.endpoints),
         policies=_models(everything.policies),
+        obligations=_models(everything.obligations),
     )
     return declarations, findings
 
@@ -277,6 +287,7 @@ _PLACES = (
     "actions/rules/<name>.yaml",
     "actions/endpoints/<tenant>/<name>.yaml",
     "policies/<name>.yaml",
+    "obligations/<name>.yaml",
 )
 
 
@@ -331,6 +342,8 @@ class _Reading:
                         endpoint.finding(("metadata", "tenant"), message, found=found, allowed=parts[2]))
             case "policies":
                 result.policies[name] = self._document(file, Policy, ("metadata", "name"))
+            case "obligations":
+                result.obligations[name] = self._document(file, Obligation, ("metadata", "name"))
             case "datasets":
                 self._contract(result, file, f"{parts[1]}.{parts[2]}")
             case "actions/templates":
@@ -591,6 +604,9 @@ def _across(everything: _Everything) -> Iterator[Finding]:
     for policy in everything.policies.values():
         if policy.model:
             yield from _policy_findings(policy, policy.model, everything)
+    for obligation in everything.obligations.values():
+        if obligation.model:
+            yield from _obligation_findings(obligation, obligation.model, everything)
     yield from _contract_findings(everything)
     yield from _rule_findings(everything)
     for endpoint in everything.endpoints.values():
@@ -624,6 +640,18 @@ def _endpoint_findings(file: _File[Endpoint], endpoint: Endpoint, everything: _E
         key, found = ("url", url) if url else ("security", security)
         allowed = f"TLS, or an opening with plaintext: true in spec.egress of tenant {endpoint.tenant_id}"
         yield file.finding(("spec", "target", key), "would be sent without TLS", found=found, allowed=allowed)
+
+
+def _obligation_findings(
+    file: _File[Obligation], obligation: Obligation, everything: _Everything
+) -> Iterator[Finding]:
+    scope = obligation.spec.scope
+    for key, names, known in (("pipelines", scope.pipelines, everything.pipelines),
+                              ("tenants", scope.tenants, everything.tenants)):
+        for index, name in enumerate(names):
+            if name not in known:
+                message = f"unknown {key[:-1]}" + did_you_mean(name, known)
+                yield file.finding(("spec", "scope", key, index), message, found=name, allowed=listed(known))
 
 
 def _tenant_findings(file: _File[Tenant], tenant: Tenant, everything: _Everything) -> Iterator[Finding]:

@@ -245,6 +245,14 @@ with refs as (
     select 'delivery.' || outcome, endpoint, delivery_key || '#' || attempt, evidence_seq
     from platform.receipt where tenant_id = $1
     union all
+    select p.stage || '.finished', p.pipeline, r.run_token, r.evidence_seq
+    from platform.lineage_run r join platform.lineage_process p using (tenant_id, job)
+    where r.tenant_id = $1 and r.state = 'completed'
+    union all
+    select 'obligation.' || case status when 'pass' then 'passed' when 'skip' then 'skipped' else status || 'ed' end,
+        pipeline || '/' || obligation || case when number > 1 then '#' || number else '' end, run_token, evidence_seq
+    from platform.obligation_result where tenant_id = $1
+    union all
     select 'contract.registered', e.dataset || '/' || e.layer, v.document_hash, e.evidence_seq
     from platform.contract_evidence e join platform.contract_version v using (dataset, layer, version)
     where e.tenant_id = $1

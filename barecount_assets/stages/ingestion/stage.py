@@ -21,6 +21,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from barecount_assets.stages import lineage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import dataset_rules, sources
 from barecount_assets.stages.ingestion.records import (
@@ -35,6 +36,7 @@ from barecount_assets.stages.ingestion.rules import RULE_BROKEN, ContractRules
 from resources.governance import slos
 from resources.governance.contracts import Contract
 from resources.governance.manifests import Pipeline
+from resources.governance.openlineage import Dataset
 from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec, run_token
 from resources.runtime import events
@@ -82,6 +84,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         environment.register_tenant(connection, spec.tenant_id)
         for name, path in spec.source_paths.items():
             fetch(connection, _REMEMBER_PATH, (spec.tenant_id, spec.pipeline, name, path))
+        lineage.begin(environment, connection, spec, token, [Dataset(f"source.{raw.dataset}")])
         raw_tables.ensure(connection, raw.dataset, raw.column_types)
         landed: list[_Landed] = []
         with closing(landing):
@@ -410,13 +413,33 @@ def _finish(
     drifted = sorted(
         (batch["source_id"], json.dumps(_as_dict(batch["drift"]), sort_keys=True)) for batch in unique if batch["drift"]
     )
+    raw = environment.declarations.contract(extraction.dataset, "raw")
+    checks = (
+        _schema_check(extraction, drifted),
+        _accounting_check(extraction, counts, connection, unique),
+        dataset_rules.check(connection, raw, [batch["batch_id"] for batch in unique]),
+    )
+    per_day: dict[str, dict[str, int]] = {}
+    for batch in unique:
+        nothing = dict.fromkeys(("received", "accepted", "quarantined"), 0)
+        day = per_day.setdefault(str(batch["partition_date"] or ""), nothing)
+        for name in day:
+            day[name] += batch[name]
+    receipt = StageReceipt(
+        stage=Stage.INGESTION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=changed,
+        counts=counts, outputs=(Output(extraction.dataset, content, counts["accepted"]),), checks=checks,
+        facts={"source": spec.source, "days": per_day},
+    )
     with connection.transaction():
         done = fetch(
             connection,
-            "select 1 from platform.stage_run where tenant_id=$1 and pipeline=$2 and stage=$3 and run_token=$4",
+            "select evidence_seq from platform.stage_run "
+            "where tenant_id=$1 and pipeline=$2 and stage=$3 and run_token=$4",
             (spec.tenant_id, spec.pipeline, Stage.INGESTION.value, token),
         )
-        if not done:
+        if done:
+            (seq,) = done[0]
+        else:
             # What this attempt had to do (`landed`) is no part of what is there now: an earlier one may have died.
             stored = {name: n for name, n in counts.items() if name not in ("landed", "reinstated")}
             payload = {
@@ -438,23 +461,9 @@ def _finish(
             slos.check_completeness(connection, manifest, spec.tenant_id, spec.source or "", counts, token)
         if dated:
             fetch(connection, _MARK_DAYS, (spec.tenant_id, spec.pipeline, spec.source, window.start, window.end))
-    raw = environment.declarations.contract(extraction.dataset, "raw")
-    checks = (
-        _schema_check(extraction, drifted),
-        _accounting_check(extraction, counts, connection, unique),
-        dataset_rules.check(connection, raw, [batch["batch_id"] for batch in unique]),
-    )
-    per_day: dict[str, dict[str, int]] = {}
-    for batch in unique:
-        nothing = dict.fromkeys(("received", "accepted", "quarantined"), 0)
-        day = per_day.setdefault(str(batch["partition_date"] or ""), nothing)
-        for name in day:
-            day[name] += batch[name]
-    return StageReceipt(
-        stage=Stage.INGESTION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=changed,
-        counts=counts, outputs=(Output(extraction.dataset, content, counts["accepted"]),), checks=checks,
-        facts={"source": spec.source, "days": per_day},
-    )
+        read = Dataset(f"source.{extraction.dataset}", counts["received"], content)
+        lineage.complete(connection, receipt, seq, [read])
+    return receipt
 
 
 def _schema_check(extraction: Contract, drifted: list[tuple[str, str]]) -> CheckOutcome:
