@@ -11,7 +11,16 @@ from typing import Annotated
 
 import typer
 
-from barecount_assets.cli import actions, contracts, evidence, lineage, output, quarantine, secrets
+from barecount_assets.cli import (
+    action_jobs,
+    action_templates,
+    contracts,
+    evidence,
+    lineage,
+    output,
+    quarantine,
+    secrets,
+)
 from barecount_assets.cli.verbs import Json, Tenant, command, environment, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
@@ -22,7 +31,8 @@ app.add_typer(raw_app, name="raw")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(contracts.app, name="contracts")
-app.add_typer(actions.app, name="actions")
+app.add_typer(action_jobs.app, name="actions")
+action_jobs.app.add_typer(action_templates.app, name="templates")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(lineage.app, name="lineage")
 

@@ -20,7 +20,10 @@ from typing import Any
 import psycopg
 
 from resources.action.model import JobDraft, JobState, Occurrence, SeriesFacts, Signal
+from resources.governance import policies
 from resources.governance.actions import ActionTemplate, read_sample, samples_folder
+from resources.governance.decision_points import TemplatePublication
+from resources.governance.declarations import Declarations
 from resources.runtime import events, sandbox
 from resources.runtime.database import Database, as_json, fetch, fetch_dicts
 from resources.runtime.declared import canonical_hash
@@ -277,6 +280,35 @@ def publish(
                                            evidence_seq=seq))
     fetch(connection, _PUBLISH, (version.tenant_id, version.name, version.digest, now, note, seq))
     return versions(connection, version.tenant_id, version.name, digest=version.digest)[0]
+
+
+def request_publication(
+    database: Database, keys: KeyStore, declarations: Declarations, tenant_id: str, name: str, by: str, now: dt.datetime
+) -> TemplateVersion:
+    """Submit the declared content of a template and publish it, if the policies allow it; ask again once approved.
+
+    Raises:
+        BareCountError: template.untested, template.immutable; policy.denied; approval.required naming the request.
+    """
+    template = declarations.action_template(name)
+    digest = canonical_hash(samples(declarations.project_dir, name))
+    ensure_key(database, keys, tenant_id)
+    with database.transaction() as connection:
+        version = submit(connection, tenant_id, template, digest, by, now)
+        if version.state == "published":
+            return version
+        current = next((v for v in versions(connection, tenant_id, name) if v.state == "published"), None)
+        facts = TemplatePublication(
+            tenant=tenant_id, template=name, version=version.version, digest=version.digest, kind=template.spec.kind,
+            replaces=current.version if current else "")
+        decision = policies.decide(
+            connection, declarations.policies, facts, subject=f"template {name} {version.version}", requested_by=by,
+            now=now)
+    policies.require(decision)
+    approval = decision.approval
+    approved_by = approval.decided_by if isinstance(approval, policies.GrantedApproval) else "policy"
+    with database.transaction() as connection:
+        return publish(connection, keys, version, approved_by, now)
 
 
 def deprecate(connection: psycopg.Connection, tenant_id: str, name: str, by: str, now: dt.datetime) -> None:

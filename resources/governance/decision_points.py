@@ -162,6 +162,18 @@ class Export(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TemplatePublication(Facts):
+    point: ClassVar[str] = "template_publication"
+    about: ClassVar[str] = "A version of an action template is about to become the one that a tenant's jobs send."
+
+    template: str = _fact("name of the template")
+    version: str = _fact("declared version")
+    digest: str = _fact("SHA-256 of the template's content")
+    kind: str = _fact("notification, ticket, webhook or automation", "notification")
+    replaces: str = _fact("version that is published now, empty for the first", "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TenantLife(Facts):
     point: ClassVar[str] = "tenant_life"
     about: ClassVar[str] = "A tenant is new, or its declaration changed; asked before it is used."
@@ -174,7 +186,7 @@ class TenantLife(Facts):
 POINTS: Mapping[str, type[Facts]] = MappingProxyType({
     kind.point: kind
     for kind in (ManifestRegistration, RunStart, ContractChange, Backfill, Replay, PublicationDecision, Export,
-                 TenantLife)
+                 TemplatePublication, TenantLife)
 })
 """Facts by decision point."""
 
