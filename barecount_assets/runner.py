@@ -11,6 +11,7 @@ import dagster as dg
 
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
+from resources.host import runner_catalog
 from resources.runners.facade import Progress, RunnerFacade
 from resources.runners.stage import CheckOutcome, StageReceipt, StageSpec
 from resources.runtime import events, logs
@@ -47,7 +48,15 @@ class Runner:
     @cached_property
     def _facade(self) -> RunnerFacade:
         environment = self._opened
-        return RunnerFacade.on_one_machine(lambda spec, progress: execute(spec, progress, environment))
+        settings = environment.settings
+        return RunnerFacade(
+            runner_catalog.read_environment(settings.project_dir, settings.environment),
+            runner_catalog.read_sizes(settings.project_dir),
+            lambda spec, progress: execute(spec, progress, environment),
+            {"BARECOUNT_PROJECT_DIR": str(settings.project_dir), "BARECOUNT_DATA_DIR": str(settings.data_dir),
+             "BARECOUNT_RAW_STORE": settings.raw_store, "BARECOUNT_DATABASE_URL": environment.database.admin_url,
+             "BARECOUNT_ENVIRONMENT": settings.environment},
+        )
 
     def run(self, context: dg.AssetExecutionContext, spec: StageSpec) -> StageReceipt:
         """Run a stage; its progress and its error envelope go into the run's log.
@@ -58,7 +67,8 @@ class Runner:
         try:
             if self._check_lock is not None:
                 self._check_lock()
-            receipt = self._facade.run(spec, self._progress or _log_progress(context))
+            receipt = self._facade.run(
+                spec, self._progress or _log_progress(context), context, occasion=context.run_id)
         except Exception as cause:
             error = cause if isinstance(cause, BareCountError) else unexpected(cause)
             self.first_error = self.first_error or error

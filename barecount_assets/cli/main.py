@@ -19,6 +19,7 @@ from barecount_assets.cli import (
     lineage,
     output,
     quarantine,
+    runners,
     secrets,
 )
 from barecount_assets.cli.verbs import Json, Tenant, command, environment, settings
@@ -35,6 +36,7 @@ app.add_typer(action_jobs.app, name="actions")
 action_jobs.app.add_typer(action_templates.app, name="templates")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(lineage.app, name="lineage")
+app.add_typer(runners.app, name="runners")
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 
 from barecount_assets.stages import lineage
+from resources.runners.identity import current as current_runner
 from resources.runners.stage import Stage, StageReceipt, run_token
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts
@@ -72,7 +73,8 @@ def finish(
     """
     seq = ledger.append(
         connection,
-        ledger.Entry(receipt.tenant_id, f"{receipt.stage}.finished", receipt.pipeline, receipt.run_token, evidence),
+        ledger.Entry(receipt.tenant_id, f"{receipt.stage}.finished", receipt.pipeline, receipt.run_token,
+                     {**evidence, "runner": current_runner()}),
     )
     fetch(
         connection, _FINISH,

@@ -28,6 +28,7 @@ from resources.governance.manifests import Pipeline
 from resources.governance.modes import LAYERS, Layer
 from resources.governance.obligations import Obligation
 from resources.governance.policy_files import Policy, condition_problems
+from resources.host import runner_catalog
 from resources.host.tenants import Tenant
 from resources.runtime.declared import Document, did_you_mean, listed, read_model
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -168,7 +169,7 @@ def load(project_dir: Path) -> Declarations:
 
     Raises BareCountError declaration.invalid listing every finding of `check` when there is any.
     """
-    declarations, findings = _read(project_dir)
+    declarations, findings = read(project_dir)
     if findings:
         count = "1 error" if len(findings) == 1 else f"{len(findings)} errors"
         raise BareCountError(
@@ -180,14 +181,9 @@ def load(project_dir: Path) -> Declarations:
     return declarations
 
 
-def read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
-    """What is declared, as far as it can be read, and every error in it: `load` and `check` in one."""
-    return _read(project_dir)
-
-
 def check(project_dir: Path) -> list[Finding]:
     """Every error in what is declared under `project_dir`, by file and line; empty when all is well."""
-    return _read(project_dir)[1]
+    return read(project_dir)[1]
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
@@ -196,7 +192,10 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     return {model.__name__: dialect | model.model_json_schema() for model in _DOCUMENTS}
 
 
-_DOCUMENTS = (Tenant, Pipeline, Kpi, Policy, ActionTemplate, ActionRule, Endpoint, Obligation)
+_DOCUMENTS = (
+    Tenant, Pipeline, Kpi, Policy, ActionTemplate, ActionRule, Endpoint, Obligation, runner_catalog.RunnerSizes,
+    runner_catalog.Environment,
+)  # fmt: skip
 
 
 def write_json_schemas(folder: Path) -> list[Path]:
@@ -251,7 +250,8 @@ class _Everything:
         return file.model if file else None
 
 
-def _read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
+def read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
+    """What is declared and free of errors in itself, and every finding of `check`."""
     reading = _Reading(project_dir)
     everything = reading.everything()
     findings = [*reading.findings, *_across(everything)]
@@ -314,6 +314,7 @@ class _Reading:
                     continue
                 self._declared(result, kind, file, parts)
         self._dbt(result)
+        self.findings += runner_catalog.findings(self._project)
         return result
 
     def _declared(self, result: _Everything, kind: str, file: Path, parts: tuple[str, ...]) -> None:

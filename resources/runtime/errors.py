@@ -51,6 +51,8 @@ class ErrorCode(enum.StrEnum):
     RUN_IN_PROGRESS = "run.in_progress"
     RUN_UNKNOWN = "run.unknown"
     RUNNER_UNKNOWN = "runner.unknown"
+    RUNNER_LOST = "runner.lost"
+    RUNNER_TIMEOUT = "runner.timeout"
     POLICY_DENIED = "policy.denied"
     APPROVAL_REQUIRED = "approval.required"
     APPROVAL_REFUSED = "approval.refused"

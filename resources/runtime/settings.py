@@ -4,7 +4,8 @@
 the working directory that has both, else the folder this code was installed from);
 `BARECOUNT_DATA_DIR` names the data folder (default: `.barecount` in the project);
 `BARECOUNT_RAW_STORE` names the raw store, a folder or an `s3://bucket/prefix` (default: `raw` in the data folder);
-`BARECOUNT_DATABASE_URL` points everything to a PostgreSQL server of one's own.
+`BARECOUNT_DATABASE_URL` points everything to a PostgreSQL server of one's own;
+`BARECOUNT_ENVIRONMENT` names the environment that runners work in (default: `local`).
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class Settings:
         data_dir: folder for embedded PostgreSQL, logs and samples.
         raw_store: folder path or `s3://` URL of the raw store.
         database_url: libpq URL of an external server, or None for the embedded one.
+        environment: name of a file of `deploy/environments`.
     """
 
     project_dir: Path
     data_dir: Path
     raw_store: str
     database_url: str | None
+    environment: str = "local"
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -51,6 +54,7 @@ class Settings:
             data_dir=data,
             raw_store=os.environ.get("BARECOUNT_RAW_STORE") or str(data / "raw"),
             database_url=os.environ.get("BARECOUNT_DATABASE_URL") or None,
+            environment=os.environ.get("BARECOUNT_ENVIRONMENT") or "local",
         )
 
 

@@ -38,6 +38,7 @@ from resources.governance.contracts import Contract
 from resources.governance.manifests import Pipeline
 from resources.governance.openlineage import Dataset
 from resources.runners.facade import Progress
+from resources.runners.identity import current as current_runner
 from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec, run_token
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts, unavailable_as_error
@@ -445,7 +446,7 @@ def _finish(
             payload = {
                 "source": spec.source, "window": list(spec.window or ()), "counts": stored, "content_sha256": content,
                 "contract": {"dataset": extraction.dataset, "extraction": extraction.version},
-                "code_version": environment.code_version,
+                "code_version": environment.code_version, "runner": current_runner(),
             }
             seq = ledger.append(
                 connection,
