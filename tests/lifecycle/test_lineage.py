@@ -8,10 +8,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
+from barecount_assets.definitions import build_defs
 from resources.governance import lineage_store, openlineage
 from tests.lifecycle.conftest import PROJECT, Sales
 
@@ -90,3 +92,36 @@ def test_the_graph_of_a_tenant_leads_from_a_published_value_to_the_fields_of_the
                 waiting.append(source)
     assert {("source.order_to_cash.payments", "amount"), ("source.order_to_cash.invoices", "GrossAmount"),
             ("gdp.calendar", "month_end"), ("gdp.invoice_payment", "amount")} <= reached
+
+
+def test_the_sensor_sends_every_event_once(sales: Sales, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = tmp_path / "events.jsonl"
+    for name, value in {**sales.project.variables, "BARECOUNT_LINEAGE": f"file:{sent}"}.items():
+        monkeypatch.setenv(name, value)
+    sensor = build_defs().get_repository_def().get_sensor_def("lineage_relay")
+    for _ in range(2):
+        sensor.evaluate_tick(dg.build_sensor_context())
+    assert len(sent.read_text().splitlines()) == len(events_of(sales, "acme")) + len(events_of(sales, "globex"))
+    monkeypatch.setenv("BARECOUNT_LINEAGE", "none")
+    assert "names no transport" in (sensor.evaluate_tick(dg.build_sensor_context()).skip_message or "")
+
+
+def test_dagster_shows_what_the_columns_of_an_asset_are_computed_from() -> None:
+    key = dg.AssetKey(["kpi", "order_to_cash", "revenue"])
+    lineage = build_defs(PROJECT).resolve_asset_graph().get(key).metadata["dagster/column_lineage"]
+    deps = lineage.value.deps_by_column["value"] if hasattr(lineage, "value") else lineage.deps_by_column["value"]
+    assert [(dep.asset_key.path, dep.column_name) for dep in deps] == [
+        (["gdp", "order_to_cash", "invoice_settlement"], "net_amount")]
+
+
+def test_obligations_were_judged_before_the_publication(sales: Sales) -> None:
+    judged = dict(sales.project.rows(
+        "select obligation, status from platform.obligation_result where tenant_id = 'acme' order by evidence_seq"))
+    assert judged == {
+        "assets_have_a_domain": "pass", "confidential_off_public_runners": "pass", "confidential_stays_inside": "pass",
+        "published_provenance": "pass", "order_to_cash_is_fresh": "warn",
+    }
+    first_publication = sales.project.value(
+        "select min(evidence_seq) from platform.publication where tenant_id = 'acme'")
+    assert sales.project.value(
+        "select max(evidence_seq) from platform.obligation_result where tenant_id = 'acme'") < first_publication
