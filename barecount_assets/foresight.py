@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from barecount_assets import project_lineage
-from resources.governance import obligation_judge
+from resources.governance import lineage_lock, obligation_judge
 from resources.governance.declarations import Declarations
 from resources.governance.obligation_judge import Facts, Outcome, Violation
 from resources.runtime.settings import Settings
@@ -35,6 +35,9 @@ def foresee(settings: Settings, declarations: Declarations) -> Foreseen:
         return Foreseen()
     project = project_lineage.of_project(settings, declarations)
     found = Foreseen(warnings=[f"lineage: {problem}" for problem in project.unresolved])
+    path = settings.project_dir / lineage_lock.PLACE
+    if path.exists() and lineage_lock.read(path, project.fingerprint) is None:
+        found.warnings.append(f"{lineage_lock.PLACE} is not that of the models: run `barecount lineage compile`")
     for pipeline in declarations.pipelines:
         facts = Facts(declarations, pipeline, project)
         for outcome in obligation_judge.judge(declarations.obligations.values(), facts):

@@ -109,8 +109,7 @@ def test_the_sensor_sends_every_event_once(sales: Sales, tmp_path: Path, monkeyp
 def test_dagster_shows_what_the_columns_of_an_asset_are_computed_from() -> None:
     key = dg.AssetKey(["kpi", "order_to_cash", "revenue"])
     lineage = build_defs(PROJECT).resolve_asset_graph().get(key).metadata["dagster/column_lineage"]
-    deps = lineage.value.deps_by_column["value"] if hasattr(lineage, "value") else lineage.deps_by_column["value"]
-    assert [(dep.asset_key.path, dep.column_name) for dep in deps] == [
+    assert [(dep.asset_key.path, dep.column_name) for dep in lineage.deps_by_column["value"]] == [
         (["gdp", "order_to_cash", "invoice_settlement"], "net_amount")]
 
 
