@@ -48,7 +48,7 @@ def build_defs(project_dir: Path | None = None, resources: Mapping[str, Any] | N
         all_jobs.append(job)
         all_schedules += schedules.build(declarations, manifest, job)
         sensor = sensors.file_drop(manifest, job)
-        all_sensors += [sensor] if sensor else []
+        all_sensors += [*([sensor] if sensor else []), sensors.drift_decided(manifest, job)]
     return dg.Definitions(
         assets=assets,
         jobs=all_jobs,

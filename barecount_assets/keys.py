@@ -7,6 +7,7 @@ import dagster as dg
 RAW, GDP, KPI, PUBLISHED = "raw", "gdp", "kpi", "published"
 TENANT_TAG = "barecount/tenant"
 SOURCES_TAG = "barecount/sources"
+DRIFT_TAG = "barecount/drift"  # on runs that take up what waited for a decision
 COMMAND_TAG = "barecount/command"  # on runs that live in the process of a command
 
 

@@ -17,12 +17,13 @@ from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
-from resources.runners.stage import Placement, Stage, StageReceipt, StageSpec, iso_window
+from resources.runners.stage import CheckOutcome, Placement, Stage, StageReceipt, StageSpec, iso_window
 from resources.runtime.errors import BareCountError, ErrorCode
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
 
+SCHEMA_CHECK = "schema_matches_contract"
 _STAGES_AFTER_INGESTION = (Stage.CALENDAR, Stage.NORMALIZATION, Stage.KPI_BUILD, Stage.PUBLISH)
 
 
@@ -121,7 +122,7 @@ def run(
         done = probe(environment, manifest, request)
         environment.admit_contracts(request.tenant_id, request.pipeline)
         if done is not None:
-            return RunOutcome(request, False, done)
+            return RunOutcome(request, False, done, _held_error(done))
         return _run_in_dagster(environment, request, check_lock, progress, on_receipt)
 
 
@@ -163,10 +164,8 @@ def _run_in_dagster(
         if error is None or error.code is not ErrorCode.DATABASE_UNAVAILABLE:
             raise
         raise error from cause
-    return RunOutcome(
-        request, True, receipts, None if result.success else runner.first_error or _gate_error(receipts),
-        result.run_id,
-    )
+    error = _held_error(receipts) if result.success else runner.first_error or _gate_error(receipts)
+    return RunOutcome(request, True, receipts, error, result.run_id)
 
 
 def _lost_lock(check_lock: Callable[[], None]) -> BareCountError | None:
@@ -211,12 +210,30 @@ def _close(instance: DagsterInstance, run: DagsterRun) -> None:
     instance.report_run_failed(run, "the command that ran this was killed; run it again: what is done stays done")
 
 
+def _held_error(receipts: Sequence[StageReceipt]) -> BareCountError | None:
+    """What waits for a decision although the run is done: silence would look like success."""
+    failed = [(r, c) for r in receipts if r.stage is Stage.INGESTION for c in r.checks
+              if c.name == SCHEMA_CHECK and not c.passed]
+    return _drift_error(failed) if failed else None
+
+
+def _drift_error(failed: Sequence[tuple[StageReceipt, CheckOutcome]]) -> BareCountError:
+    return BareCountError(
+        ErrorCode.SCHEMA_DRIFT,
+        " | ".join(f"{c.asset}: {c.summary}" for _, c in failed),
+        hint="decide with `barecount drift accept` or `barecount drift reject`, then run again",
+        details={"checks": [{"asset": c.asset, "check": c.name, **dict(c.details)} for _, c in failed]},
+    )
+
+
 def _gate_error(receipts: Sequence[StageReceipt]) -> BareCountError:
     """The blocking check that stopped a run in which no stage raised."""
     failed = [(r, c) for r in receipts for c in r.checks if c.blocking and not c.passed]
     if not failed:
         return BareCountError(ErrorCode.INTERNAL, "the run failed outside of its stages",
                               hint="see the run in `barecount dev`")
+    if all(c.name == SCHEMA_CHECK for _, c in failed):
+        return _drift_error(failed)
     gates = {c.name for _, c in failed} & {"acceptance", "reconciliation"}
     return BareCountError(
         ErrorCode.GATE_FAILED if gates else ErrorCode.SCHEMA_DRIFT,

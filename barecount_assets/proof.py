@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance import drift_register
 from resources.governance.kpis import Kpi
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -58,6 +59,7 @@ class Proof:
     inclusion: Mapping[str, Any] | None = None
     verified: Sequence[Verified] = field(default=())
     findings: Sequence[str] = ()
+    held: Sequence[str] = ()  # days that wait for a decision on drift: they are in the number as they were before
 
     @property
     def holds(self) -> bool:
@@ -136,6 +138,8 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
             inclusion=inclusion,
             verified=[*verified, *checks],
             findings=findings,
+            held=[str(day or "undated") for day in
+                  drift_register.held_days(connection, tenant_id, kpi.metadata.pipeline)],
         )
 
 
@@ -300,7 +304,8 @@ def _batches(
     rows = fetch_dicts(
         connection,
         "select dataset, source_id, partition_date, content_sha256, object_key, object_sha256, received, accepted, "
-        "quarantined, contract_version, evidence_seq from platform.raw_batch where tenant_id = $1", (tenant_id,),
+        "quarantined, contract_version, evidence_seq from platform.raw_batch where tenant_id = $1 order by batch_id",
+        (tenant_id,),
     )
     known = {(r["dataset"], str(r["partition_date"] or ""), r["content_sha256"]): r for r in rows}
     batches, checks = [], []

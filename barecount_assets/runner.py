@@ -129,10 +129,11 @@ def check_result(
     """One Dagster check result from the outcomes by tenant.
 
     In a run for several tenants a failure of some must not hold the others: it warns, and the publish stage, which
-    asks the database, refuses those tenants alone.
+    asks the database, refuses those tenants alone. So does one that holds some days of several.
     """
     failed = {tenant: outcome for tenant, outcome in outcomes.items() if not outcome.passed}
     partial = isolate_tenants and 0 < len(failed) < len(outcomes)
+    partial = partial or bool(failed) and not any(outcome.blocking for outcome in failed.values())
     return dg.AssetCheckResult(
         asset_key=asset_key,
         check_name=name,

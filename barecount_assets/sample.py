@@ -4,6 +4,7 @@
     <directory>/bank/payments_2026-01-02.jsonl     one file per business day with payments
     <directory>/crm/customers_2026-01-02.parquet   all customers on the first day, changes once a week
     <directory>/facts.json                         what was written, and what the KPIs must come to
+    <directory>/erp/invoices_<day after the last>_upgraded.csv     only when asked for: the ERP has one more column
 
 It is dirty on purpose, and counted: `SampleFacts` says how many records of which kind there are, and what
 revenue, gross, open and overdue amounts follow from them. Those amounts are added up from the invoices and
@@ -18,10 +19,12 @@ that do not know of each other do.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import datetime as dt
 import fcntl
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -53,6 +56,7 @@ _MIN_INVOICES = 200
 _MIN_INVOICES_A_DAY = 5  # so that no file of the ERP is empty
 _MIN_BUSINESS_DAYS = 10
 _FACTS_FILE = "facts.json"
+_UPGRADED, _UPGRADED_INVOICES = "upgraded", 40
 _DAY = dt.timedelta(days=1)
 
 
@@ -425,6 +429,41 @@ def write_sample(
     return facts
 
 
+def write_upgraded_day(directory: Path, facts: SampleFacts) -> dt.date:
+    """Writes the day after a sample's last, on which the upgraded ERP has a further column, and returns that day.
+
+    Its invoices are those of the last day's customers under numbers of their own; `DiscountPct`, which no contract
+    declares, says by how much the net amount was reduced. `facts` do not speak of this day.
+
+    Args:
+        directory: of the tenant, as `write_sample` left it.
+    """
+    profile = _PROFILES[facts.tenant]
+    settings = calendar.CalendarSettings(
+        country=profile.country, subdivision=profile.subdivision, weekend=("saturday", "sunday"), start=facts.start,
+        end=facts.start, fiscal=FiscalSettings("standard", start_month=1),
+    )
+    day = calendar.add_business_days(settings, facts.end, 1)
+    target = directory / "erp" / f"invoices_{day}_{_UPGRADED}.csv"
+    if target.exists():
+        return day
+    with (directory / "erp" / f"invoices_{facts.end}.csv").open(encoding="windows-1252", newline="") as file:
+        header, *records = csv.reader(file, delimiter=";")
+    sound = [dict(zip(header, record, strict=True)) for record in records if len(record) == len(header)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*header, "DiscountPct"], delimiter=";", lineterminator="\n")
+    writer.writeheader()
+    for number, record in enumerate(sound[:_UPGRADED_INVOICES], start=1):
+        writer.writerow({
+            **record, "InvoiceID": f"INV9{number:06d}", "InvoiceDate": str(day), "DueDate": str(day + 30 * _DAY),
+            "LastModified": f"{day} {_clock(8 * 3600 + 60 * number)}", "DiscountPct": f"{number % 4 * 5}.0",
+        })
+    unfinished = target.with_suffix(".tmp")
+    unfinished.write_bytes(text.getvalue().encode("windows-1252"))
+    unfinished.rename(target)
+    return day
+
+
 def _check_parameters(tenant: str, invoices: int, n_days: int) -> None:
     if tenant not in _PROFILES:
         raise BareCountError(
@@ -467,7 +506,8 @@ def _facts_of(directory: Path) -> SampleFacts | None:
     facts = SampleFacts.from_json(text)
     for name, folder in _FOLDERS.items():
         source = facts.sources[name]
-        if len(list((directory / folder).glob(f"{name}_*"))) != source.files + source.redelivered_files:
+        present = [file for file in (directory / folder).glob(f"{name}_*") if not file.stem.endswith(_UPGRADED)]
+        if len(present) != source.files + source.redelivered_files:
             return None
     return facts
 

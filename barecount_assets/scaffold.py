@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from resources.governance.contract_evolution import column_name
 from resources.runtime.errors import BareCountError, ErrorCode
 
 _SAMPLE_ROWS = 10_000
@@ -114,7 +115,7 @@ def _fields(file: Path, delimiter: str) -> list[Field]:
     except (pa.ArrowInvalid, StopIteration) as error:
         raise BareCountError(ErrorCode.SOURCE_MALFORMED, f"{file.name} cannot be read as CSV: {error}",
                              hint="give the right --delimiter, or write the files by hand") from error
-    return [Field(column, _snake(column), _kind(batch.column(i))) for i, column in enumerate(batch.schema.names)]
+    return [Field(column, column_name(column), _kind(batch.column(i))) for i, column in enumerate(batch.schema.names)]
 
 
 def _kind(values: Any) -> str:
@@ -134,12 +135,6 @@ def _kind(values: Any) -> str:
     if pa.types.is_timestamp(kind):
         return "timestamp"
     return "boolean" if pa.types.is_boolean(kind) else "text"
-
-
-def _snake(name: str) -> str:
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
-    snake = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
-    return snake if snake[:1].isalpha() else f"c_{snake}"
 
 
 def _field(fields: list[Field], wanted: str) -> Field:

@@ -1,4 +1,4 @@
-"""Sensors: a file that appears in a source's folder starts the pipeline for its day; a missed promise is put on record.
+"""Sensors: a new file or a decision on drift starts the pipeline for its day; a missed promise is put on record.
 
 The sensor's cursor only saves work: whether a file's content has landed is decided by the ingestion stage, in the
 database, so a lost cursor or a second daemon does nothing twice.
@@ -18,9 +18,11 @@ from pathlib import Path
 import dagster as dg
 
 from barecount_assets import keys, partitions
+from resources.governance import drift_register
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import FileSource, Pipeline
 from resources.runners.stage import Placement, Stage, StageSpec
+from resources.runtime.database import Database
 from resources.runtime.errors import BareCountError
 from resources.runtime.settings import Settings
 
@@ -60,6 +62,46 @@ def lineage_relay() -> dg.SensorDefinition:
         name="lineage_relay", evaluation_fn=evaluate, minimum_interval_seconds=_INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING, description="Sends the OpenLineage events of runs.",
     )
+
+
+def drift_decided(manifest: Pipeline, job: dg.JobDefinition) -> dg.SensorDefinition:
+    """Starts the pipeline for days that waited for a decision on drift, once it is made.
+
+    Whether a batch still waits is in the database; the run key only keeps a run from being asked for twice.
+    """
+    return dg.SensorDefinition(
+        name=f"{manifest.name}__drift_decided",
+        job=job,
+        evaluation_fn=_take_up(manifest),
+        minimum_interval_seconds=_INTERVAL_SECONDS,
+        description="Days that waited for a decision on drift start again once it is made.",
+    )
+
+
+def _take_up(
+    manifest: Pipeline,
+) -> Callable[[dg.SensorEvaluationContext], dg.SensorResult | dg.SkipReason]:
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        settings = Settings.from_environment()
+        with Database.open(settings).connect(autocommit=True) as connection:
+            drifts = [d for d in drift_register.listed(connection, pipeline=manifest.name) if d.waiting]
+        days = {
+            (d.tenant_id, day or manifest.spec.partitions.start): d
+            for d in sorted(drifts, key=lambda d: d.drift_id) if d.status != "open" for day in d.partitions
+        }
+        if not days:
+            waiting = f"{len(drifts)} drifts wait for a decision" if drifts else "nothing waits for a decision on drift"
+            return dg.SkipReason(waiting)
+        return dg.SensorResult(run_requests=[
+            dg.RunRequest(
+                run_key=f"drift:{drift.drift_id}:{drift.decision_seq}:{tenant}:{day}",
+                partition_key=dg.MultiPartitionKey({partitions.DATE: day.isoformat(), partitions.TENANT: tenant}),
+                tags={keys.TENANT_TAG: tenant, keys.DRIFT_TAG: str(drift.drift_id)},
+            )
+            for (tenant, day), drift in sorted(days.items(), key=lambda item: item[0])
+        ])
+
+    return evaluate
 
 
 def _watch(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from barecount_assets import lifecycle, proof, sample
+from barecount_assets import drift_decisions, lifecycle, proof, sample
 from barecount_assets.cli import explain, output, runs
 from barecount_assets.lifecycle import RunOutcome, RunRequest
+from barecount_assets.sample import SampleFacts
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance import drift_register
 from resources.runners.stage import Stage
 from resources.runtime.database import fetch, fetch_dicts
+from resources.runtime.errors import ErrorCode
 from resources.runtime.settings import Settings
 
 PIPELINE = "order_to_cash"
 _EXPLAINED = ("dso", "2026-03")
 _CHART_WIDTH = 36
+_UPGRADED_TENANT = "acme"
+_STEWARD = "marco.bianchi@finance.example"
 
 
 def run(settings: Settings, *, as_json: bool) -> bool:
@@ -38,12 +44,58 @@ def run(settings: Settings, *, as_json: bool) -> bool:
             outcomes.append(lifecycle.run(environment, request, display.progress, display.receipt))
         if not as_json:
             runs.show_outcome(outcomes[-1], dry_run=False)
+        if tenant == _UPGRADED_TENANT and outcomes[-1].error is None:
+            outcomes.append(drift_story(environment, settings, facts, as_json=as_json))
+            environment = StageEnvironment.open(settings)  # what was accepted is the contract of every tenant
     if as_json:
         output.print_json([runs.to_json(outcome) for outcome in outcomes])
     elif all(outcome.error is None for outcome in outcomes):
         _summary(environment, outcomes)
         console.print(f"\n[dim]{time.perf_counter() - started:.1f} s in all[/]")
     return all(outcome.error is None for outcome in outcomes)
+
+
+def drift_story(
+    environment: StageEnvironment, settings: Settings, facts: SampleFacts, *, as_json: bool
+) -> RunOutcome:
+    """A source drifts: its day is held, a steward accepts, the pipeline goes on. Returns the run that did.
+
+    Begun again after an interruption it goes on where it was; done already, it only says so.
+    """
+    tenant = facts.tenant
+    day = sample.write_upgraded_day(settings.data_dir / "sample" / tenant, facts)
+    console = output.console()
+
+    def run_day(opened: StageEnvironment) -> RunOutcome:
+        with runs.StageDisplay(quiet=as_json) as display:
+            return lifecycle.run(opened, RunRequest(PIPELINE, tenant, day, day), display.progress, display.receipt)
+
+    if not as_json:
+        console.print(f"[bold]{tenant}, {day}[/]  the ERP was upgraded: a column that no contract declares")
+    outcome = run_day(environment)
+    if outcome.error is None or outcome.error.code is not ErrorCode.SCHEMA_DRIFT:
+        if not as_json:
+            runs.show_outcome(outcome, dry_run=False)
+        return outcome
+    with environment.database.connect(autocommit=True) as connection:
+        drifts = [d for d in drift_register.listed(connection, pipeline=PIPELINE, tenant_id=tenant, status="open")
+                  if day in d.partitions]
+        counted = fetch(connection, _COUNTED, (tenant, PIPELINE, day))[0][0]
+    for drift in drifts:
+        if not as_json:
+            console.print(f"[yellow]held[/]     {drift_register.message(drift)}; its rows have landed, {counted} "
+                          "batches of the day count downstream", soft_wrap=True)
+        done = drift_decisions.accept(
+            environment, drift.drift_id, by=_STEWARD, reason="the discount is part of the upgrade, see change 4711",
+            now=dt.datetime.now(dt.UTC))
+        if not as_json:
+            versions = ", ".join(f"{c.layer} {c.current_version} -> {c.version}" for c in done.candidates if c.changed)
+            console.print(f"[green]accepted[/] by {_STEWARD}: {drift.dataset} {versions}, evidence "
+                          f"{done.drift.decision_seq}", soft_wrap=True)
+    outcome = run_day(StageEnvironment.open(settings))
+    if not as_json:
+        runs.show_outcome(outcome, dry_run=False)
+    return outcome
 
 
 def _summary(environment: StageEnvironment, outcomes: list[RunOutcome]) -> None:
@@ -54,8 +106,8 @@ def _summary(environment: StageEnvironment, outcomes: list[RunOutcome]) -> None:
     console.print(output.table("\nRecords", ("tenant", "source", "files", "received", "accepted", "quarantined"),
                                _sources(outcomes), right=(2, 3, 4, 5)))
     tenant = outcomes[0].request.tenant_id
-    for outcome in outcomes:
-        _kpis(environment, outcome.request.tenant_id)
+    for name in dict.fromkeys(outcome.request.tenant_id for outcome in outcomes):
+        _kpis(environment, name)
     kpi, period = _EXPLAINED
     console.print(f"\n[bold]Where does {PIPELINE}.{kpi} of {tenant} for {period} come from?[/]")
     explain.show(proof.explain(environment, kpi, tenant, period), as_json=False)
@@ -80,7 +132,7 @@ def _sources(outcomes: list[RunOutcome]) -> list[tuple[Any, ...]]:
     rows = []
     for outcome in outcomes:
         for receipt in outcome.receipts:
-            if receipt.stage is Stage.INGESTION:
+            if receipt.stage is Stage.INGESTION and receipt.counts["units"]:
                 counts = receipt.counts
                 rows.append((receipt.tenant_id, receipt.facts["source"], f"{counts['units']:,}",
                              *(f"{counts[name]:,}" for name in ("received", "accepted", "quarantined"))))
@@ -122,6 +174,10 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
+_COUNTED = """
+select count(*) from platform.counted_batch
+where tenant_id = $1 and pipeline = $2 and partition_date = $3 and is_current
+"""
 _TOTALS = """
 select 'revenue' as name, period, value from published.revenue where tenant_id = $1 and grain = 'month_total'
 union all

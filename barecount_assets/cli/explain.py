@@ -47,6 +47,8 @@ def show(proof: Proof, *, as_json: bool) -> None:
                           f"{batch['contract_version']}  evidence {batch['evidence_seq']}", style="dim")
         if count > _LISTED_BATCHES:
             console.print(f"             and {count - _LISTED_BATCHES} more (--json lists all)", style="dim")
+    if proof.held:
+        console.print(f"held       {', '.join(proof.held)}: waits for a decision on drift, `barecount drift list`")
     console.print(f"code       {proof.code_version[:16]}…, manifest {proof.manifest_hash[:16]}…")
     if proof.inclusion is not None:
         console.print(

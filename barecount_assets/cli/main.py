@@ -15,6 +15,7 @@ from barecount_assets.cli import (
     action_jobs,
     action_templates,
     contracts,
+    drift,
     evidence,
     lineage,
     output,
@@ -30,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 raw_app = typer.Typer(no_args_is_help=True, help="The raw store and the tables loaded from it.")
 app.add_typer(raw_app, name="raw")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(drift.app, name="drift")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(contracts.app, name="contracts")
 app.add_typer(action_jobs.app, name="actions")

@@ -7,6 +7,7 @@ from typing import Any
 
 from barecount_assets.cli import output
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance import drift_register
 from resources.runtime.database import fetch_dicts
 
 
@@ -20,10 +21,14 @@ def show(environment: StageEnvironment, *, as_json: bool) -> None:
         return
     console = output.console()
     console.print(output.table(
-        None, ("pipeline", "tenant", "batches", "quarantined", "GDPs of run", "gates", "published", "age", "freshness"),
+        None, ("pipeline", "tenant", "batches", "quarantined", "GDPs of run", "gates", "published", "age", "freshness",
+               "waiting"),
         [(r["pipeline"], r["tenant"], r["batches"], r["quarantined"], r["run_id"] or "-", r["gates"],
-          r["published"] or "-", _age(r["published_at"]), r["freshness"]) for r in rows], right=(2, 3, 4)))
+          r["published"] or "-", _age(r["published_at"]), r["freshness"],
+          f"{len(r['held'])} days" if r["held"] else "-") for r in rows], right=(2, 3, 4)))
     for row in rows:
+        for drift in row["drifts"]:
+            console.print(f"[yellow]decide[/] {row['pipeline']} {row['tenant']}: {drift}", soft_wrap=True)
         for gate in row["failed_gates"]:
             console.print(f"[red]failed gate[/] {row['pipeline']} {row['tenant']}: {gate}", soft_wrap=True)
 
@@ -33,6 +38,9 @@ def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[st
     with environment.database.connect(autocommit=True) as connection:
         row = fetch_dicts(connection, _STATE, (tenant, pipeline))[0]
         failed = fetch_dicts(connection, _FAILED, (tenant, pipeline))
+        drifts = [d for d in drift_register.listed(connection, pipeline=pipeline, tenant_id=tenant, status="open")
+                  if d.waiting]
+        held = drift_register.held_days(connection, tenant, pipeline)
     freshness = manifest.spec.slos.freshness
     published_at: dt.datetime | None = row["published_at"]
     if published_at is None:
@@ -45,6 +53,8 @@ def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[st
     return {
         "pipeline": pipeline, "tenant": tenant, **row, "freshness": state,
         "gates": f"{len(failed)} failed" if failed else ("passed" if row["decided"] else "-"),
+        "drifts": [f"{drift_register.message(d)}; `barecount drift show {d.drift_id}`" for d in drifts],
+        "held": [str(day or "undated") for day in held],
         "failed_gates": [f"{gate['kpi']} {gate['gate']}: {gate['summary']}" for gate in failed],
     }
 

@@ -210,13 +210,18 @@ def _reconciled_sources(manifest: Pipeline, kpis: Sequence[Kpi]) -> list[str]:
 
 
 _DAYS = """
-select distinct day from platform.ingested_day
-where tenant_id = $1 and pipeline = $2 and source = any($3) order by day
+select distinct day from platform.ingested_day d
+where tenant_id = $1 and pipeline = $2 and source = any($3) and not exists (
+    select from platform.held_partition h
+    where h.tenant_id = d.tenant_id and h.pipeline = d.pipeline and h.partition_date = d.day)
+order by day
 """
 _COMPARE = """
 with days as (
     select distinct to_char(day, 'YYYY-MM-DD') as key, to_char(day, 'YYYY-MM') as month
-    from platform.ingested_day where tenant_id = $1 and pipeline = $4 and source = any($8)
+    from platform.ingested_day d where tenant_id = $1 and pipeline = $4 and source = any($8) and not exists (
+        select from platform.held_partition h
+        where h.tenant_id = d.tenant_id and h.pipeline = d.pipeline and h.partition_date = d.day)
 ),
 ours as (
     select period as key, sum(value) as amount from {kpi} where tenant_id = $1 and grain = $2 group by period
@@ -225,7 +230,7 @@ theirs as (
     select substr(r.{key}, length($5::text) + 1, length(r.{key}) - length($5::text) - length($6::text)) as key,
         sum(r.{value}) as amount
     from {raw} r
-    join platform.raw_batch b on b.batch_id = r._batch_id and b.is_current
+    join platform.counted_batch b on b.batch_id = r._batch_id and b.is_current
     where r._tenant_id = $1 and b.tenant_id = $1 and b.dataset = $3
         and starts_with(r.{key}, $5::text) and right(r.{key}, length($6::text)) = $6::text
     group by 1

@@ -2,11 +2,13 @@
 
 dbt computes the rows whose keys the new batches touch and versions them under this run's number; the commit at the end
 (the batches now included, content hashes, evidence) is what makes the run count. A run that dies before it leaves
-nothing visible, and the next one starts from the last commit.
+nothing visible, and the next one starts from the last commit. A partition that waits for a decision on drift stays as
+it was at the last commit (view `platform.counted_batch`); the others go on.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from psycopg import sql
 
 from barecount_assets.stages import dbt, history, lineage, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance import drift_register
 from resources.governance.manifests import Pipeline
 from resources.governance.openlineage import Dataset
 from resources.runners.facade import Progress
@@ -30,7 +33,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
         datasets = [source.dataset for source in manifest.spec.sources]
         batches = fetch_dicts(connection, _CURRENT_BATCHES, (spec.tenant_id, datasets))
-        _require_decided_drift(environment, batches)
+        held = drift_register.held_days(connection, spec.tenant_id, spec.pipeline)
         last = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION)
         definition = {
             "manifest": manifest.hash,
@@ -47,6 +50,12 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             return history.unchanged(last)
         if spec.probe:
             return StageReceipt(Stage.NORMALIZATION, spec.tenant_id, spec.pipeline, token, changed=True)
+        if not batches and held:
+            raise BareCountError(
+                ErrorCode.SCHEMA_DRIFT,
+                f"everything of {spec.pipeline} that has landed for {spec.tenant_id} waits for decisions on drift",
+                hint="`barecount drift list` shows what changed; accept or reject it, then run again",
+            )
         if not batches:
             raise BareCountError(
                 ErrorCode.SOURCE_NOT_FOUND,
@@ -74,13 +83,13 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             results = dbt.build(environment, selected, variables, progress)
             with connection.transaction():
                 return _commit(connection, spec, environment, manifest, token, run_id, identity, definition, batches,
-                               results, scope)
+                               held, results, scope)
 
 
 def _commit(
     connection: psycopg.Connection, spec: StageSpec, environment: StageEnvironment, manifest: Pipeline, token: str,
     run_id: int, identity: dict[str, Any], definition: dict[str, Any], batches: Sequence[dict[str, Any]],
-    results: Sequence[dbt.NodeResult], scope: str,
+    held: Sequence[dt.date | None], results: Sequence[dbt.NodeResult], scope: str,
 ) -> StageReceipt:
     outputs = []
     for model in manifest.spec.transforms.gdp:
@@ -107,6 +116,7 @@ def _commit(
             "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
             "quarantined": quarantined, "contracts": gold, "manifest_hash": manifest.hash,
             "manifest_version": manifest.metadata.version, "code_version": environment.code_version,
+            "held": [str(day or "undated") for day in held],
             "tests": {"passed": sum(r.kind == "test" and r.passed for r in results)},
         },
     )
@@ -136,26 +146,6 @@ def test_outcomes(results: Sequence[dbt.NodeResult]) -> tuple[CheckOutcome, ...]
 def _again_of(identity: dict[str, Any], token: str) -> str | None:
     plain = run_token(**identity)
     return plain if plain != token else None
-
-
-def _require_decided_drift(environment: StageEnvironment, batches: Sequence[dict[str, Any]]) -> None:
-    """Drifted batches wait until the current extraction contract declares what they have."""
-    for batch in batches:
-        drift = batch["drift"]
-        if not drift:
-            continue
-        contract = environment.declarations.contract(batch["dataset"], "extraction")
-        fields = {column.source_name: column.required for column in contract.columns}
-        added = [name for name in drift["added"] if name not in fields]
-        missing = [name for name in drift["missing"] if fields.get(name)]
-        if added or missing:
-            raise BareCountError(
-                ErrorCode.SCHEMA_DRIFT,
-                f"{batch['dataset']}: {batch['source_id']} differs from extraction contract {contract.version}: "
-                f"added {added or 'none'}, missing {missing or 'none'}; its rows have landed",
-                hint="declare the change in a new version of the extraction and raw contracts, then run again",
-                details={"dataset": batch["dataset"], "source_id": batch["source_id"], **drift},
-            )
 
 
 def _contract_hashes(environment: StageEnvironment, manifest: Pipeline) -> list[str]:
@@ -243,14 +233,14 @@ with added as (
 select count(*) from added
 """
 _CURRENT_BATCHES = """
-select batch_id, dataset, source_id, partition_date, content_sha256, accepted, drift
-from platform.raw_batch
+select batch_id, dataset, source_id, partition_date, content_sha256, accepted
+from platform.counted_batch
 where tenant_id = $1 and dataset = any($2) and is_current
 order by dataset, partition_date, source_id
 """
 _CHANGED_BATCHES = """
 select b.batch_id
-from platform.raw_batch b
+from platform.counted_batch b
 full join (select * from platform.normalized_batch where tenant_id = $1 and pipeline = $2) n using (batch_id)
 where (b.tenant_id = $1 and b.dataset = any($3) and b.is_current and n.batch_id is null)
    or (n.batch_id is not null and not b.is_current)

@@ -34,7 +34,7 @@ CONSTANT, VARIABLE = "constant", "variable"
 RAW_STAMPS: Mapping[str, str] = {
     "_tenant_id": "text", "_batch_id": "bigint", "_row_number": "bigint", "_extra": "text",
 }  # fmt: skip
-REGISTER = "platform.raw_batch"
+REGISTER = "platform.counted_batch"
 _REGISTER_COLUMNS: Mapping[str, str] = {
     "batch_id": "bigint", "tenant_id": "text", "dataset": "text", "source_id": "text", "partition_date": "date",
     "is_current": "boolean",
@@ -250,7 +250,7 @@ def _schema(declarations: Declarations, calendar: Sequence[str]) -> dict[str, di
 
     schema: dict[str, dict[str, dict[str, str]]] = {
         "raw": {}, "gdp": {"calendar": dict.fromkeys(calendar, "text")}, "kpi": {},
-        "platform": {"raw_batch": dict(_REGISTER_COLUMNS)},
+        "platform": {REGISTER.partition(".")[2]: dict(_REGISTER_COLUMNS)},
     }
     for manifest in declarations.pipelines.values():
         for source in manifest.spec.sources:

@@ -139,6 +139,7 @@ class Column:
             written in at the source.
         valid_values: every value must be one of these; None: any.
         default: what a value becomes that the source does not give (custom property `default`, extraction only).
+        unit: what one of a number is (custom property `unit`), e.g. `EUR` or `days`; None: not said.
     """
 
     name: str
@@ -154,6 +155,7 @@ class Column:
     valid_values: tuple[Any, ...] | None = None
     default: Any = None
     tags: tuple[str, ...] = ()
+    unit: str | None = None
 
     @property
     def strptime_format(self) -> str | None:
@@ -444,6 +446,7 @@ class _Reader:
             options=options,
             valid_values=valid_values,
             default=self._default(path, declared, physical),
+            unit=self._unit(path, declared),
         )
         return column, rules
 
@@ -455,6 +458,15 @@ class _Reader:
                     allowed = "a default where the source is read: in the extraction contract"
                     self._report(place, f"not executed in a {self._layer} contract", item["value"], allowed)
                 return self._value(place, item["value"], physical)
+        return None
+
+    def _unit(self, path: FieldPath, declared: dict[str, Any]) -> str | None:
+        for index, item in enumerate(declared.get("customProperties", [])):
+            if item["property"] == "unit":
+                if not isinstance(item["value"], str) or not item["value"].strip():
+                    self._report((*path, "customProperties", index, "value"), "not a unit", item["value"], "e.g. EUR")
+                    return None
+                return item["value"]
         return None
 
     def _physical_type(self, path: FieldPath, declared: str, logical: str) -> str:

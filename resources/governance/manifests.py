@@ -113,6 +113,26 @@ class Retention(Declared):
     raw_days: int = Field(ge=1)
 
 
+Rejection = Literal["quarantine_part", "hold_batch"]
+"""What the rejection of a drift does: its drifted part goes into quarantine and the rest counts, or the batch is kept
+out.
+"""
+
+
+class OnDrift(Declared):
+    """What becomes of a batch whose drift a steward rejects, by class. Of several classes the strictest counts.
+
+    The drifted part: of an added field its values; of a changed type, a new value or a null the rows that have it.
+    """
+
+    field_added: Rejection = "quarantine_part"
+    field_missing: Rejection = "hold_batch"
+    type_changed: Rejection = "quarantine_part"
+    enum_grown: Rejection = "quarantine_part"
+    nullability: Rejection = "quarantine_part"
+    semantic_hint: Rejection = "hold_batch"
+
+
 class Alerts(Declared):
     """Whom alerts go to."""
 
@@ -149,6 +169,7 @@ class PipelineSpec(Declared):
     slos: Slos = Slos()
     retention: Retention
     alerts: Alerts
+    on_drift: OnDrift = OnDrift()
 
     @field_validator("tenants", "kpis")
     @classmethod

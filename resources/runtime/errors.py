@@ -27,6 +27,7 @@ class ErrorCode(enum.StrEnum):
     SCHEMA_DRIFT = "contract.schema_drift"
     CONTRACT_BREAKING = "contract.breaking"
     CONTRACT_IMMUTABLE = "contract.immutable"
+    DRIFT_DECIDED = "contract.drift_decided"
     STORE_CONFLICT = "store.conflict"
     STORE_CORRUPT = "store.corrupt"
     STORE_FULL = "store.full"

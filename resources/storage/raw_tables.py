@@ -15,6 +15,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from resources.runtime.database import fetch
+from resources.runtime.errors import BareCountError, ErrorCode
 
 SCHEMA = "raw"
 _STAMPS = (("_tenant_id", "text not null"), ("_batch_id", "bigint not null"), ("_row_number", "bigint not null"),
@@ -28,13 +29,16 @@ def table_name(dataset: str) -> str:
 
 
 def ensure(connection: psycopg.Connection, dataset: str, columns: Sequence[tuple[str, str]]) -> None:
-    """Create the dataset's table and view, or add the columns a newer contract version brought.
+    """Create the dataset's table and view, or give it the columns and types that a newer contract version brought.
 
     Args:
         columns: (name, PostgreSQL type) of the contract's columns, in order.
+
+    Raises:
+        BareCountError: store.conflict when the new type of a column does not hold what is stored.
     """
     name = table_name(dataset)
-    if _columns_of(connection, name) >= {column for column, _ in columns}:
+    if _columns_of(connection, name).items() >= dict(columns).items():
         return
     table = sql.Identifier(SCHEMA, name)
     view = sql.Identifier(SCHEMA, f"{name}__stamped")
@@ -49,11 +53,13 @@ def ensure(connection: psycopg.Connection, dataset: str, columns: Sequence[tuple
             _run(connection, sql.SQL("create table {} ({})").format(table, definitions))
             _run(connection, sql.SQL("create index on {} using brin (_batch_id)").format(table))
         else:
+            _run(connection, sql.SQL("drop view if exists {}").format(view))
             for column, kind in columns:
+                identifier, type_ = sql.Identifier(column), sql.SQL(kind)
                 if column not in existing:
-                    _run(connection, sql.SQL("alter table {} add column {} {}").format(
-                        table, sql.Identifier(column), sql.SQL(kind)))
-        _run(connection, sql.SQL("drop view if exists {}").format(view))
+                    _run(connection, sql.SQL("alter table {} add column {} {}").format(table, identifier, type_))
+                elif existing[column] != kind:
+                    _change_type(connection, dataset, column, existing[column], kind)
         _run(connection, sql.SQL(
             "create view {} as select r.*, b.source_id as _source_id, b.partition_date as _partition_date, "
             "b.load_date as _load_date, b.run_token as _run_token, b.schema_hash as _schema_hash, "
@@ -62,16 +68,34 @@ def ensure(connection: psycopg.Connection, dataset: str, columns: Sequence[tuple
         ).format(view, table))
 
 
-def _columns_of(connection: psycopg.Connection, name: str) -> set[str]:
-    return {
-        column
-        for (column,) in fetch(
-            connection,
-            "select attname::text from pg_attribute "
-            "where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
-            (f"{SCHEMA}.{name}",),
-        )
+def _columns_of(connection: psycopg.Connection, name: str) -> dict[str, str]:
+    """Types of the table's columns, as contracts write them; empty when there is no table."""
+    return dict(fetch(
+        connection,
+        "select attname::text, replace(format_type(atttypid, atttypmod), 'timestamp without time zone', 'timestamp') "
+        "from pg_attribute where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
+        (f"{SCHEMA}.{name}",),
+    ))
+
+
+def _change_type(connection: psycopg.Connection, dataset: str, column: str, old: str, new: str) -> None:
+    """Cast a column, by way of text, if every value of it is one of the new type."""
+    parts = {
+        "table": sql.Identifier(SCHEMA, table_name(dataset)), "column": sql.Identifier(column), "type": sql.SQL(new),
+        "name": sql.Literal(new),
     }
+    unfit = fetch(connection, sql.SQL(_UNFIT).format(**parts).as_string(connection))[0][0]
+    if unfit:
+        raise BareCountError(
+            ErrorCode.STORE_CONFLICT,
+            f"column {column} of {dataset} is {old} and shall be {new}, but {unfit} stored values are none of it",
+            hint=f"declare a type that holds both (text does), or a new column beside {column}",
+        )
+    _run(connection, sql.SQL(_CHANGE_TYPE).format(**parts))
+
+
+_UNFIT = "select count(*) from {table} where not pg_input_is_valid({column}::text, {name})"
+_CHANGE_TYPE = "alter table {table} alter column {column} type {type} using {column}::text::{type}"
 
 
 def append(

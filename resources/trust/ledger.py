@@ -284,6 +284,12 @@ with refs as (
     union all
     select 'approval.' || verdict, approval_id::text, 'approval-' || approval_id, evidence_seq
     from platform.approval_verdict where tenant_id = $1
+    union all
+    select 'drift.detected', dataset || '/' || left(fingerprint, 12), fingerprint, evidence_seq
+    from platform.drift where tenant_id = $1
+    union all
+    select 'drift.' || c.verdict, d.dataset || '/' || left(d.fingerprint, 12), d.fingerprint, c.evidence_seq
+    from platform.drift_decision c join platform.drift d using (drift_id) where c.tenant_id = $1
 )
 select refs.evidence_seq, refs.kind, refs.subject
 from refs

@@ -262,7 +262,7 @@ def test_unknown_keys_hold_what_follows_and_empty_files_and_garbage_among_record
     drifted = shop.bank / f"payments_{BAD_DAY}_drift.jsonl"
     drifted.write_text('{"paymentId":"P9","invoiceId":"I6","amount":1.00,"currency":"GBP",'
                        f'"bookedAt":"{BAD_DAY}T00:00:00","payer":"x","reference":"y","tip":5}}\n')
-    refused(shop.run(*LAST_DAYS), ErrorCode.SCHEMA_DRIFT, drifted.name, '"added": ["tip"]', "order_to_cash.payments")
+    refused(shop.run(*LAST_DAYS), ErrorCode.SCHEMA_DRIFT, drifted.name, "field tip was added", "order_to_cash.payments")
     ((extra,),) = shop.project.rows("select _extra from raw.order_to_cash__payments where payment_id = 'P9'")
     assert json.loads(extra) == {"tip": 5}, "it has landed"
 

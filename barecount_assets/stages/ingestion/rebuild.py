@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.contracts import Contract
 from resources.runtime.database import fetch, fetch_dicts, unavailable_as_error
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import raw_tables
@@ -37,7 +38,7 @@ def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) 
                             hint="restore the object from a backup of the raw store",
                         )
                     fetch(arrow, raw_tables.delete_statement(dataset), (batch["batch_id"],))
-                    objects = environment.raw_store.read(batch["object_key"])
+                    objects = (_as_declared(rows, contract) for rows in environment.raw_store.read(batch["object_key"]))
                     first = next(objects, None)
                     if first is not None:
                         with arrow.cursor() as cursor:
@@ -46,6 +47,21 @@ def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) 
                     arrow.commit()
                     batches, rows = batches + 1, rows + batch["accepted"]
     return {"dataset": dataset, "tenants": tenants, "batches": batches, "rows": rows}
+
+
+def _as_declared(rows: Any, contract: Contract) -> Any:
+    """Rows of an object in the types its columns have by now: an accepted drift may have changed some."""
+    from barecount_assets.stages.ingestion.parsing import parse_text
+    from barecount_assets.stages.ingestion.records import Field
+    from barecount_assets.stages.ingestion.sources import arrow_type
+
+    for column in contract.columns:
+        at = rows.schema.get_field_index(column.name)
+        wanted = arrow_type(column.physical_type)
+        if at >= 0 and rows.schema.field(at).type != wanted:
+            field = Field(column.name, column.source_name, wanted)
+            rows = rows.set_column(at, column.name, parse_text(field, rows.column(at).cast("string")))
+    return rows
 
 
 def _chain(first: Any, rest: Any) -> Any:

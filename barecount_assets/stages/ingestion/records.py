@@ -17,6 +17,13 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from resources.governance.drift import ObservedSchema
+
+__all__ = [
+    "EXTRA", "REJECT_SCHEMA", "ROW_NUMBER", "Connector", "ExtractorSchema", "Field", "ObservedSchema", "ParsedBatch",
+    "Unit", "Window", "json_payload",
+]
+
 ROW_NUMBER = "_row_number"
 EXTRA = "_extra"
 
@@ -76,14 +83,6 @@ class ExtractorSchema:
             for f in self.fields
         ]
         return hashlib.sha256(json.dumps(body, separators=(",", ":")).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class ObservedSchema:
-    """What the source itself says it has: field names in order, and types where the format carries them."""
-
-    names: tuple[str, ...]
-    types: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ is named.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -25,20 +26,28 @@ RULE_BROKEN = "rule_broken"
 
 @dataclass(frozen=True)
 class Rule:
-    """One check on one column, and its wording for people."""
+    """One check on one column, and its wording for people; `of_values`: it is that of the column's valid values."""
 
     column: str
     check: pandera.Check | None
     wording: str
+    of_values: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Rows that broke a rule: their positions in the batch, and the column and message of each one's first breach."""
+    """Rows that broke a rule: their positions in the batch, and the column and message of each one's first breach.
+
+    Attributes:
+        missing: by column, rows without its required value.
+        new_values: by column, the values that were none of the valid ones, each once, as text.
+    """
 
     positions: pl.Series
     fields: pl.Series
     messages: pl.Series
+    missing: Mapping[str, int]
+    new_values: Mapping[str, tuple[str, ...]]
 
 
 class ContractRules:
@@ -63,7 +72,17 @@ class ContractRules:
         rejects = frame.select(first.alias("rule")).with_row_index("position").filter(pl.col("rule").is_not_null())
         columns = pl.Series([rule.column for rule in self.rules])
         wordings = pl.Series([rule.wording for rule in self.rules])
-        return Verdict(rejects["position"], columns.gather(rejects["rule"]), wordings.gather(rejects["rule"]))
+        counts = dict(rejects["rule"].value_counts().iter_rows())
+        return Verdict(
+            rejects["position"], columns.gather(rejects["rule"]), wordings.gather(rejects["rule"]),
+            missing={self.rules[i].column: n for i, n in counts.items() if self.rules[i].check is None},
+            new_values={self.rules[i].column: self._refused(frame, i) for i in broken if self.rules[i].of_values},
+        )
+
+    def _refused(self, frame: pl.DataFrame, index: int) -> tuple[str, ...]:
+        """Values that break a rule, each once, as text, sorted."""
+        values = frame.filter(~self._kept[index]).get_column(self.rules[index].column)
+        return tuple(values.unique().cast(pl.String).sort())
 
 
 def _kept(rule: Rule) -> pl.Expr:
@@ -107,7 +126,8 @@ def _rules_of(column: Column) -> list[Rule]:
         rules.append(rule(pandera.Check.str_matches(anchored), f"must match {options['pattern']}"))
     if column.valid_values:
         allowed = list(column.valid_values)
-        rules.append(rule(pandera.Check.isin(allowed), f"one of {', '.join(map(str, allowed))}"))
+        wording = f"{column.name}: one of {', '.join(map(str, allowed))}"
+        rules.append(Rule(column.name, pandera.Check.isin(allowed), wording, of_values=True))
     return rules
 
 

@@ -9,13 +9,12 @@ landed already is not landed again.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pyarrow as pa
@@ -23,7 +22,8 @@ import pyarrow.compute as pc
 
 from barecount_assets.stages import lineage
 from barecount_assets.stages.environment import StageEnvironment
-from barecount_assets.stages.ingestion import dataset_rules, sources
+from barecount_assets.stages.ingestion import dataset_rules, relanding, schema_check, settling, sources
+from barecount_assets.stages.ingestion.observing import RowObserver
 from barecount_assets.stages.ingestion.records import (
     REJECT_SCHEMA,
     Connector,
@@ -33,8 +33,10 @@ from barecount_assets.stages.ingestion.records import (
     Window,
 )
 from barecount_assets.stages.ingestion.rules import RULE_BROKEN, ContractRules
-from resources.governance import slos
+from resources.governance import drift, drift_register, slos
 from resources.governance.contracts import Contract
+from resources.governance.drift import SeenInRows
+from resources.governance.drift_register import WaitingBatch
 from resources.governance.manifests import Pipeline
 from resources.governance.openlineage import Dataset
 from resources.runners.facade import Progress
@@ -48,9 +50,11 @@ from resources.storage import raw_tables
 from resources.storage.raw_store import ObjectWriter, StoredObject, prefix_of
 from resources.trust import ledger
 
-_NOT_IN_EVIDENCE = {"batch_id", "is_current", "run_token", "observed_names", "replay_of"}
+if TYPE_CHECKING:
+    from resources.governance.sources import AnySource
+
+_NOT_IN_EVIDENCE = {"batch_id", "is_current", "run_token", "observed_names", "replay_of", "supersedes"}
 _QUEUE_BATCHES = 2
-_SAMPLES = 5
 
 
 def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
@@ -80,6 +84,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         landing = Landing(environment, spec, connector, extraction, raw, manifest.hash)
         if spec.probe and not (
             landing.all_known(connection, units) and _days_marked(connection, spec, source.dated, window)
+            and not settling.due(connection, spec.tenant_id, extraction, raw)
         ):
             return StageReceipt(Stage.INGESTION, spec.tenant_id, spec.pipeline, token, changed=True)
         environment.register_tenant(connection, spec.tenant_id)
@@ -92,8 +97,10 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             for number, unit in enumerate(units, start=1):
                 progress(f"{spec.source} {unit.source_id}", number - 1, len(units))
                 landed.append(landing.land(connection, unit))
-        progress(spec.source, len(units), len(units))
-        changed = any(unit.state != "known" for unit in landed)
+            progress(spec.source, len(units), len(units))
+            relanded, settled = landing.settle(connection, source)
+        landed = [replace(item, batch=relanded.get(item.batch["batch_id"], item.batch)) for item in landed]
+        changed = settled > 0 or any(unit.state != "known" for unit in landed)
         return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction,
                        manifest)
 
@@ -148,7 +155,27 @@ class Landing:
                 return self._recognise(connection, unit, known)
         observed = self._connector.observed_schema(unit)
         with unavailable_as_error():
-            return self._copy(connection, unit, observed)
+            return self._copy(connection, unit, observed, self._connector.read(unit, self._schema))
+
+    def settle(self, connection: psycopg.Connection, source: AnySource) -> tuple[dict[int, dict[str, Any]], int]:
+        """Let every batch go on that need not wait any longer.
+
+        Returns the batches that were landed again, by the number of the batch each supersedes, and how many went on.
+        """
+        relanded: dict[int, dict[str, Any]] = {}
+        due = settling.due(connection, self._spec.tenant_id, self._extraction, self._raw)
+        for item in due:
+            if item.outcome != "relanded":
+                settling.apply(connection, item, self._raw)
+                continue
+            (old,) = fetch_dicts(connection, "select * from platform.raw_batch where batch_id = $1",
+                                 (item.batch.batch_id,))
+            unit = Unit(old["source_id"], old["object_key"], old["partition_date"], old["content_sha256"])
+            rows = relanding.read(self._environment.raw_store, old, source, item.batch.drift.observed, self._schema)
+            with unavailable_as_error():
+                landed = self._copy(connection, unit, item.batch.drift.observed, rows, item.batch)
+            relanded[item.batch.batch_id] = landed.batch
+        return relanded, len(due)
 
     def _known(self, connection: psycopg.Connection, unit: Unit, content_sha256: str) -> dict[str, Any] | None:
         """The batch with this content of the unit's day; `is_said` tells whether it is what the unit says now."""
@@ -157,7 +184,8 @@ class Landing:
             "select b.*, exists (select from platform.source_unit u where u.tenant_id = b.tenant_id "
             "and u.dataset = b.dataset and u.source_id = $5 and u.batch_id = b.batch_id) as is_said "
             "from platform.raw_batch b where b.tenant_id = $1 and b.dataset = $2 "
-            "and b.partition_date is not distinct from $3::date and b.content_sha256 = $4",
+            "and b.partition_date is not distinct from $3::date and b.content_sha256 = $4 "
+            "order by b.batch_id desc limit 1",
             (self._spec.tenant_id, self._raw.dataset, unit.partition_date, content_sha256, unit.source_id),
         )
         return rows[0] if rows else None
@@ -182,7 +210,10 @@ class Landing:
             fetch(connection, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch["batch_id"]))
         return _Landed(unit, state, batch)
 
-    def _copy(self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema) -> _Landed:
+    def _copy(
+        self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema, batches: Iterator[ParsedBatch],
+        supersedes: WaitingBatch | None = None,
+    ) -> _Landed:
         if self._arrow is None:
             self._arrow = self._environment.database.connect_arrow()
             fetch(self._arrow, "set synchronous_commit = off")  # what is lost in a power cut is landed again
@@ -203,9 +234,7 @@ class Landing:
                 batch_id = fetch(self._arrow, "select nextval('platform.raw_batch_batch_id_seq')")[0][0]
                 accepted = stack.enter_context(store.writer(prefix, self._schema.arrow))
                 quarantine = stack.enter_context(_Quarantine(store, prefix))
-                feed = stack.enter_context(
-                    _Feed(self._connector.read(unit, self._schema), self._rules, accepted, quarantine)
-                )
+                feed = stack.enter_context(_Feed(batches, self._rules, accepted, quarantine))
                 with self._arrow.cursor() as cursor:
                     raw_tables.append(cursor, self._raw.dataset, spec.tenant_id, batch_id, feed, self._schema.arrow)
                 if accepted.rows + quarantine.rows != feed.received:
@@ -224,8 +253,8 @@ class Landing:
                         if unit.cursor is not None:
                             fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
                         return self._recognise(connection, unit, known)
-                batch = self._register(unit, observed, batch_id, object_token, content, load_date, stored, refused,
-                                       feed.received)
+                batch = self._register(unit, observed, feed.observer.seen(), batch_id, object_token, content,
+                                       load_date, stored, refused, supersedes)
                 if refused is not None:
                     self._load_quarantine(refused, unit, batch_id, object_token)
                 if self._replay is not None:
@@ -245,25 +274,29 @@ class Landing:
             raw_tables.append_quarantine(cursor, self._environment.raw_store.read(refused.key), constants)
 
     def _register(
-        self, unit: Unit, observed: ObservedSchema, batch_id: int, token: str, content: str, load_date: str,
-        stored: StoredObject, refused: StoredObject | None, received: int,
+        self, unit: Unit, observed: ObservedSchema, seen: SeenInRows, batch_id: int, token: str, content: str,
+        load_date: str, stored: StoredObject, refused: StoredObject | None, supersedes: WaitingBatch | None,
     ) -> dict[str, Any]:
-        drift = self._drift(observed)
+        changes = drift.classify(observed, seen, self._extraction, self._raw)
         batch = {
             "batch_id": batch_id, "tenant_id": self._spec.tenant_id, "pipeline": self._spec.pipeline,
             "dataset": self._raw.dataset, "source_id": unit.source_id,
             "partition_date": unit.partition_date and unit.partition_date.isoformat(), "load_date": load_date,
-            "is_current": True, "content_sha256": content, "received": received, "accepted": stored.rows,
+            "is_current": True, "content_sha256": content, "received": seen.records, "accepted": stored.rows,
             "quarantined": refused.rows if refused else 0, "object_key": stored.key, "object_sha256": stored.sha256,
             "object_bytes": stored.size, "quarantine_key": refused and refused.key,
             "quarantine_sha256": refused and refused.sha256, "schema_hash": self._schema.hash,
             "extraction_version": self._extraction.version, "contract_version": self._raw.version,
-            "contract_hash": self._raw.hash, "software_version": SOFTWARE_VERSION, "drift": drift,
-            "run_token": token, "observed_names": list(observed.names), "replay_of": unit.options.get("replay_of"),
+            "contract_hash": self._raw.hash, "software_version": SOFTWARE_VERSION,
+            "drift": [change.to_json() for change in changes] or None, "run_token": token,
+            "supersedes": supersedes and supersedes.batch_id, "observed_names": list(observed.names),
+            "replay_of": unit.options.get("replay_of"),
         }
         subject = f"{self._raw.dataset}/{unit.source_id}"
         # Batch numbers and load dates differ from one database to the next; content does not.
         payload = {k: v for k, v in batch.items() if k not in _NOT_IN_EVIDENCE}
+        if supersedes is not None:
+            payload["read_again_because"] = supersedes.drift.subject
         seq = ledger.append(
             self._arrow,
             ledger.Entry(self._spec.tenant_id, "batch.landed", subject, token,
@@ -274,23 +307,23 @@ class Landing:
             events.append(self._arrow, events.Event(
                 self._spec.tenant_id, "records.quarantined", subject, token,
                 {"pipeline": self._spec.pipeline, "dataset": self._raw.dataset, "source_id": unit.source_id,
-                 "received": received, "quarantined": refused.rows},
+                 "received": seen.records, "quarantined": refused.rows},
                 self._spec.pipeline, seq, token,
             ))
-        fetch(self._arrow, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id))
+        if batch["replay_of"] is None and any(change.blocking for change in changes):
+            drift_register.record(self._arrow, batch, observed, changes, self._extraction, self._raw)
+        if supersedes is None:
+            fetch(self._arrow, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id))
+        else:
+            fetch(self._arrow, _SUPERSEDE, (self._spec.tenant_id, self._raw.dataset, supersedes.batch_id, batch_id))
+            drift_register.release(self._arrow, supersedes, "relanded", {"landed_in_entry": seq})
+            drift_register.settle(self._arrow, supersedes.drift, f"contracts {self._extraction.version} declare it")
         if unit.cursor is not None:
             fetch(self._arrow, _SET_CURSOR, self._cursor_key(unit.cursor))
         return {**batch, "evidence_seq": seq}
 
     def _cursor_key(self, cursor: str) -> tuple[str, str, str | None, str]:
         return self._spec.tenant_id, self._spec.pipeline, self._spec.source, cursor
-
-    def _drift(self, observed: ObservedSchema) -> dict[str, Any] | None:
-        """Field names the source has beyond the contract, and those of the contract it lacks."""
-        declared = [column.source_name for column in self._extraction.columns]
-        added = [name for name in observed.names if name not in declared]
-        missing = [name for name in declared if observed.names and name not in observed.names]
-        return {"added": added, "missing": missing} if added or missing else None
 
 
 class _Quarantine:
@@ -334,6 +367,7 @@ class _Feed:
         self._accepted, self._quarantine = accepted, quarantine
         self._queue: queue.Queue[pa.RecordBatch | BaseException | None] = queue.Queue(_QUEUE_BATCHES)
         self._stop = threading.Event()
+        self.observer = RowObserver()
         self._thread = threading.Thread(target=self._produce, name="ingestion-feed", daemon=True)
         self.received = 0
 
@@ -369,18 +403,23 @@ class _Feed:
 
     def _split(self, batch: ParsedBatch) -> pa.RecordBatch:
         self.received += batch.received
-        rows, broken = split(batch, self._rules)
+        self.observer.batch(batch.received, batch.rejects)
+        rows, broken = split(batch, self._rules, self.observer)
         self._quarantine.write(batch.rejects)
         if broken is not None:
             self._quarantine.write(broken)
         return rows
 
 
-def split(batch: ParsedBatch, rules: ContractRules) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
+def split(
+    batch: ParsedBatch, rules: ContractRules, observer: RowObserver | None = None
+) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
     """The rows that keep every rule, and as rejects the records of those that do not; None when all of them do."""
     verdict = rules.judge(batch.rows)
     if verdict is None:
         return batch.rows, None
+    if observer is not None:
+        observer.judged(verdict)
     positions = verdict.positions.to_arrow().cast(pa.int64())
     broken = batch.rows.take(positions)
     rejects = pa.RecordBatch.from_arrays(
@@ -411,14 +450,13 @@ def _finish(
         **{name: sum(batch[name] for batch in unique) for name in ("received", "accepted", "quarantined")},
     }
     content = run_token(content=sorted(batch["content_sha256"] for batch in unique))
-    drifted = sorted(
-        (batch["source_id"], json.dumps(_as_dict(batch["drift"]), sort_keys=True)) for batch in unique if batch["drift"]
-    )
     raw = environment.declarations.contract(extraction.dataset, "raw")
+    schema, waiting = schema_check.check(connection, spec, extraction, unique)
+    judged = [number for batch in unique if (number := batch["batch_id"]) not in waiting or schema.blocking]
     checks = (
-        _schema_check(extraction, drifted),
+        schema,
         _accounting_check(extraction, counts, connection, unique),
-        dataset_rules.check(connection, raw, [batch["batch_id"] for batch in unique]),
+        dataset_rules.check(connection, raw, judged),
     )
     per_day: dict[str, dict[str, int]] = {}
     for batch in unique:
@@ -467,21 +505,6 @@ def _finish(
     return receipt
 
 
-def _schema_check(extraction: Contract, drifted: list[tuple[str, str]]) -> CheckOutcome:
-    if not drifted:
-        return CheckOutcome(
-            "schema_matches_contract", extraction.dataset, True, True,
-            f"every unit has the fields of extraction contract {extraction.version}",
-        )
-    first = "; ".join(f"{source_id}: {drift}" for source_id, drift in drifted[:_SAMPLES])
-    return CheckOutcome(
-        "schema_matches_contract", extraction.dataset, False, True,
-        f"{len(drifted)} units differ from extraction contract {extraction.version}: {first}. The data has landed; "
-        "GDPs wait until a new contract version declares the change",
-        {"drifted": len(drifted)},
-    )
-
-
 def _accounting_check(
     extraction: Contract, counts: dict[str, int], connection: psycopg.Connection, batches: Any
 ) -> CheckOutcome:
@@ -499,10 +522,6 @@ def _accounting_check(
         else f"received {counts['received']}, but {stored} rows and {quarantined} quarantined records are stored",
         {"received": counts["received"], "accepted": stored, "quarantined": quarantined},
     )
-
-
-def _as_dict(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
 
 
 def _cursor(connection: psycopg.Connection, spec: StageSpec) -> str | None:
@@ -559,15 +578,18 @@ _REGISTER = """
 insert into platform.raw_batch (
     batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
     accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
-    extraction_version, contract_version, contract_hash, software_version, drift, run_token, observed_names, replay_of,
-    evidence_seq)
+    extraction_version, contract_version, contract_hash, software_version, drift, supersedes, run_token, observed_names,
+    replay_of, evidence_seq)
 overriding system value
 select
     batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
     accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
-    extraction_version, contract_version, contract_hash, software_version, nullif(drift, 'null'::jsonb), run_token,
-    observed_names, replay_of, evidence_seq
+    extraction_version, contract_version, contract_hash, software_version, nullif(drift, 'null'::jsonb), supersedes,
+    run_token, observed_names, replay_of, evidence_seq
 from jsonb_populate_record(null::platform.raw_batch, $1::text::jsonb)
+"""
+_SUPERSEDE = """
+update platform.source_unit set batch_id = $4 where tenant_id = $1 and dataset = $2 and batch_id = $3
 """
 _SET_CURSOR = """
 insert into platform.source_cursor (tenant_id, pipeline, source, cursor) values ($1, $2, $3, $4)

@@ -48,14 +48,18 @@ class JsonlFormat:
     """JSON Lines has no dialect."""
 
     def observe(self, stream: ByteStream, where: str) -> ObservedSchema:
-        """Keys of the first thousand objects, in order of appearance."""
-        names: dict[str, None] = {}
+        """Keys of the first thousand objects, in order of appearance, and the kinds of JSON value each of them has."""
+        kinds: dict[str, set[str]] = {}
+        sampled = 0
         for records in split_records(stream, where, block_size=_OBSERVED_BYTES, rows=_OBSERVED_RECORDS):
             for line in records.take(np.arange(len(records))):
                 with suppress(Refused):  # reported when it is read
-                    names.update(dict.fromkeys(strict_object(line)))
+                    for name, value in strict_object(line).items():
+                        kinds.setdefault(name, set()).update(() if value is None else (_KIND_NAMES[type(value)],))
+                    sampled += 1
             break
-        return ObservedSchema(tuple(names))
+        types = tuple("|".join(f"JSON {kind}" for kind in sorted(found)) or "JSON null" for found in kinds.values())
+        return ObservedSchema(tuple(kinds), types, ordered=False, sampled=sampled)
 
     def read(
         self, stream: ByteStream, schema: ExtractorSchema, where: str, *, block_size: int = BLOCK_BYTES
@@ -79,6 +83,9 @@ class Number(str):
     __slots__ = ()
 
 
+_KIND_NAMES: dict[type, str] = {str: "string", Number: "number", bool: "boolean", dict: "object", list: "array"}
+
+
 def json_text(value: Any) -> str:
     """A parsed value as JSON text, keys sorted, numbers as they were written."""
     kind = type(value)
@@ -91,6 +98,11 @@ def json_text(value: Any) -> str:
     if kind is list:
         return f"[{','.join(map(json_text, value))}]"
     return json.dumps(value)  # true, false, null
+
+
+def members(text: str) -> dict[str, Any]:
+    """The members of a valid JSON object, numbers as they were written."""
+    return _decode(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

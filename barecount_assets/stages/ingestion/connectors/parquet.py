@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import decimal
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,17 @@ class ParquetFormat:
     """Parquet has no dialect."""
 
     def observe(self, file: pa.NativeFile, where: str) -> ObservedSchema:
-        """Names and Arrow types in the file's footer."""
+        """Names, Arrow types and field metadata in the file's footer.
+
+        That a field may be null says nothing, as writers state it unasked; that it may not is the source's word.
+        """
         schema = _open(file, where).schema_arrow
-        return ObservedSchema(tuple(schema.names), tuple(map(str, schema.types)))
+        return ObservedSchema(
+            tuple(schema.names),
+            tuple(map(str, schema.types)),
+            nullable=tuple(None if field.nullable else False for field in schema),
+            hints=tuple(_hints(field.metadata or {}) for field in schema),
+        )
 
     def read(
         self, file: pa.NativeFile, schema: ExtractorSchema, where: str, *, batch_rows: int = BATCH_ROWS
@@ -69,6 +77,12 @@ class ParquetFormat:
             raise _malformed(
                 where, f"its footer promises {parquet.metadata.num_rows} rows, {before} are there"
             )
+
+
+def _hints(metadata: Mapping[bytes, bytes]) -> tuple[tuple[str, str], ...]:
+    """What a field's metadata says of its meaning, under the keys `unit` and `format`."""
+    found = ((name, metadata.get(name.encode())) for name in ("format", "unit"))
+    return tuple((name, value.decode(errors="replace")) for name, value in found if value is not None)
 
 
 def _open(file: pa.NativeFile, where: str) -> pq.ParquetFile:

@@ -151,7 +151,7 @@ class RestConnector:
         ]
 
     def observed_schema(self, unit: Unit) -> ObservedSchema:
-        """Field names of the first page's records, in order of appearance; JSON has no types to rely on."""
+        """Field names of the first page's records, in order of appearance, and their kinds of JSON value."""
         with closing(self._pages(unit)) as pages:
             return JsonlFormat().observe(_Lines(islice(pages, 1)), unit.uri)
 

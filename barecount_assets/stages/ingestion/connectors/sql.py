@@ -60,10 +60,14 @@ _DATE, _TIMESTAMP = pa.date32(), pa.timestamp("us")
 
 @dataclass(frozen=True)
 class _SourceColumn:
-    """One column of the source, and the database's name of its type where it tells."""
+    """One column of the source: the database's name of its type, whether it may be null and its comment, where the
+    database tells.
+    """
 
     name: str
     type: str | None
+    nullable: bool | None = None
+    comment: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,19 @@ class SqlConnector:
         ]
 
     def observed_schema(self, unit: Unit) -> ObservedSchema:
-        """The source's columns in order, with the database's own type names where it tells them."""
+        """The source's columns in order, with the database's own type names, nullability and hints in comments.
+
+        A comment gives hints as `unit: EUR` or `format: yyyy-MM-dd`, several of them apart by semicolons.
+        """
         with self._open() as (database, _):
-            names = tuple(column.name for column in database.columns)
-            types = tuple(column.type for column in database.columns if column.type is not None)
-        return ObservedSchema(names, types if len(types) == len(names) else None)
+            columns = tuple(database.columns)
+        types = tuple(column.type for column in columns if column.type is not None)
+        return ObservedSchema(
+            tuple(column.name for column in columns),
+            types if len(types) == len(columns) else None,
+            nullable=tuple(column.nullable for column in columns),
+            hints=tuple(_hints(column.comment or "") for column in columns),
+        )
 
     def read(self, unit: Unit, schema: ExtractorSchema) -> Iterator[ParsedBatch]:
         """Stream the unit's rows; the transaction is open until the last batch or until `close`.
@@ -183,6 +195,12 @@ class SqlConnector:
         with opened(self._source, url, where, references) as database:
             _require_columns(self._source, where, [column.name for column in database.columns])
             yield database, where
+
+
+def _hints(comment: str) -> tuple[tuple[str, str], ...]:
+    """Hints in a column's comment."""
+    found = dict(re.findall(r"(?:^|;)\s*(unit|format)\s*[:=]\s*([^;]+?)\s*(?=;|$)", comment))
+    return tuple(sorted(found.items()))
 
 
 # --- declared -----------------------------------------------------------------------------------------------
@@ -300,6 +318,15 @@ select a.attname
  order by k.position
 """
 
+# Of a table, as a query has no attributes of its own. A view's columns may always be null: that says nothing.
+_ATTRIBUTES = """
+select a.attname::text, case when c.relkind in ('r', 'p', 'f') then not a.attnotnull end,
+       col_description(a.attrelid, a.attnum)
+  from pg_attribute a
+  join pg_class c on c.oid = a.attrelid
+ where a.attrelid = to_regclass(nullif($1, '')) and a.attnum > 0 and not a.attisdropped
+"""
+
 _TABLES = """
 select format('%s.%s', n.nspname, c.relname)
   from pg_class c
@@ -360,7 +387,12 @@ class _Postgres:
         self._cursor = _of_source(source.cursor_column or "")
         with connection.cursor() as cursor:
             arrow = cursor.adbc_execute_schema(self._sql("select * from {source}"))
-        self.columns = [_SourceColumn(f.name, f.metadata[b"POSTGRESQL:type"].decode()) for f in arrow]
+            cursor.execute(_ATTRIBUTES, (self._relation or "",))
+            stated = {name: (nullable, comment) for name, nullable, comment in cursor.fetchall()}
+        self.columns = [
+            _SourceColumn(f.name, f.metadata[b"POSTGRESQL:type"].decode(), *stated.get(f.name, (None, None)))
+            for f in arrow
+        ]
 
     def high_water(self, after: str | None) -> _Slice | None:
         kind = next(c.type for c in self.columns if c.name == self._declared.cursor_column) or ""
@@ -686,7 +718,8 @@ class _Other:
             if name not in [*inspector.get_table_names(schema), *inspector.get_view_names(schema)]:
                 raise _no_such_table(source, where, _inspected_tables(connection))
             self.columns = [
-                _SourceColumn(c["name"], str(c["type"])) for c in inspector.get_columns(name, schema)
+                _SourceColumn(c["name"], str(c["type"]), c.get("nullable"), c.get("comment"))
+                for c in inspector.get_columns(name, schema)
             ]
             self._key = inspector.get_pk_constraint(name, schema)["constrained_columns"]
             self._source: Any = sa.table(name, *(sa.column(c.name) for c in self.columns), schema=schema)

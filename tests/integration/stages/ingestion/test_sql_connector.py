@@ -188,7 +188,7 @@ class TestBothDatabases:
         source = connector(dsn, table=table)
         observed = source.observed_schema(source.discover(WINDOW, None)[0])
         assert observed.names == ("Id", "amount", "ordered_on", "changed_at", "note")
-        assert len(observed.types) == 5
+        assert len(observed.types) == len(observed.nullable) == 5
 
     def test_a_null_cursor_is_refused_because_its_row_would_never_be_read(self, orders):
         dsn, table, _ = orders
@@ -238,6 +238,14 @@ class TestBothDatabases:
 
 
 class TestPostgres:
+    def test_nullability_and_hints_in_comments_are_observed(self, postgres, erp):
+        erp.execute("create table erp.priced (id bigint not null, amount numeric(10,2))")
+        erp.execute("comment on column erp.priced.amount is 'net of tax; unit: EUR; format: plain'")
+        source = connector(postgres, table="erp.priced")
+        observed = source.observed_schema(source.discover(WINDOW, None)[0])
+        assert observed.nullable == (False, True)
+        assert observed.hints == ((), (("format", "plain"), ("unit", "EUR")))
+
     def test_a_value_that_does_not_fit_is_rejected_with_its_row(self, postgres, erp):
         erp.execute(
             """create table erp.bad as select * from (values

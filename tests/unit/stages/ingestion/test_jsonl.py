@@ -148,7 +148,7 @@ class TestValues:
 
     def test_the_keys_of_the_first_block_are_what_is_observed(self):
         observed = JsonlFormat().observe(io.BytesIO(b'{"b":1}\nbroken\n{"a":1,"b":2}'), "test")
-        assert observed == ObservedSchema(("b", "a"))
+        assert observed == ObservedSchema(("b", "a"), ("JSON number", "JSON number"), ordered=False, sampled=2)
 
 
 class TestFaults:

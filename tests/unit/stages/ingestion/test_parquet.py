@@ -217,6 +217,14 @@ class TestReading:
     def test_names_and_types_are_observed(self):
         observed = ParquetFormat().observe(pa.BufferReader(written(pa.table({"b": [1], "a": ["x"]}))), "test")
         assert (observed.names, observed.types) == (("b", "a"), ("int64", "string"))
+        assert observed.nullable == (None, None), "writers say unasked that a field may be null"
+
+    def test_what_fields_mean_and_that_they_are_never_null_is_observed(self):
+        fields = [pa.field("amount", pa.int64(), nullable=False, metadata={"unit": "EUR"}), pa.field("b", pa.string())]
+        table = pa.table({"amount": [1], "b": ["x"]}, schema=pa.schema(fields))
+        observed = ParquetFormat().observe(pa.BufferReader(written(table)), "test")
+        assert observed.nullable == (False, None)
+        assert observed.hints == ((("unit", "EUR"),), ())
 
 
 class TestRefusals:

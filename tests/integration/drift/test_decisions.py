@@ -1,0 +1,234 @@
+"""Decisions on drift: once, by one person, on record; and what waits is taken up where it was left."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+import yaml
+
+from resources.governance import declarations, drift_register
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.trust import ledger
+from tests.integration.drift.conftest import (
+    DRIFTED,
+    FIRST,
+    HEADER,
+    NOW,
+    RECORDS,
+    SECOND,
+    THIRD,
+    Site,
+    invoices,
+    schema_check,
+)
+
+
+@pytest.fixture
+def site(new_site: Callable[..., Site]) -> Site:
+    """A site where acme's ERP has added a field."""
+    made = new_site()
+    made.deliver("acme", "invoices", SECOND, invoices(SECOND, discount=True))
+    made.ingest_all("acme", SECOND)
+    return made
+
+
+def test_two_stewards_at_once_leave_one_decision(site: Site) -> None:
+    (drift,) = site.drifts("acme")
+    refused: list[BareCountError] = []
+    first, second = site.database.connect(), site.database.connect()
+    decided = drift_register.decide(first, drift.drift_id, "rejected", by="ann", reason="no", now=NOW)
+
+    def disagree() -> None:
+        try:
+            drift_register.decide(second, drift.drift_id, "accepted", by="bob", reason="yes", now=NOW)
+        except BareCountError as error:
+            refused.append(error)
+
+    other = threading.Thread(target=disagree)
+    other.start()
+    waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    with psycopg.connect(site.database.admin_url, autocommit=True) as watcher:  # sees what every session waits for
+        while not watcher.execute(waiting).fetchone():
+            assert other.is_alive(), "the second must wait for the first"
+    first.commit()
+    other.join()
+    assert [error.code for error in refused] == [ErrorCode.DRIFT_DECIDED]
+    assert "rejected already by ann: no" in refused[0].message
+    assert decided.status == "rejected"
+    assert site.rows("select verdict, decided_by, reason from platform.drift_decision") == [("rejected", "ann", "no")]
+    assert site.rows("select kind from platform.evidence where kind in ('drift.accepted', 'drift.rejected')") == [
+        ("drift.rejected",)]
+    first.close()
+    second.close()
+
+
+def test_a_decision_is_on_record_with_who_why_and_when_and_the_ledger_verifies(site: Site) -> None:
+    site.reject(site.drifts("acme")[0])
+    site.ingest("acme", "invoices", SECOND)
+    (drift,) = site.drifts("acme")
+    assert (drift.verdict, drift.decided_by, drift.reason, drift.decided_at) == (
+        "rejected", "marco.bianchi", "nobody asked for it", NOW)
+    kinds = [kind for (kind,) in site.rows(
+        "select kind from platform.evidence where kind like 'drift.%' or kind like '%.released' order by seq")]
+    assert kinds == ["drift.detected", "drift.rejected", "batch.released"]
+    types = [type_ for (type_,) in site.rows(
+        "select type from platform.event where type like '%drift%' or type like '%released' order by position")]
+    assert types == ["barecount.drift.detected", "barecount.drift.rejected", "barecount.batch.released"]
+    with site.database.connect(autocommit=True) as connection:
+        assert ledger.verify(connection, "acme").intact
+        with pytest.raises(Exception, match="append-only|permission denied"):
+            connection.execute("update platform.drift_decision set reason = 'another'")
+
+
+def test_the_same_drift_in_a_later_batch_joins_and_is_decided_with_it(site: Site) -> None:
+    site.deliver("acme", "invoices", THIRD, invoices(THIRD, discount=True))
+    check = schema_check(site.ingest("acme", "invoices", SECOND, THIRD))
+    (drift,) = site.drifts("acme")
+    assert (drift.batches, drift.waiting) == (2, 2) and [str(day) for day in drift.partitions] == [SECOND, THIRD]
+    assert check.details["drifts"] == [drift.drift_id]
+    site.reject(drift)
+    fourth = "2026-01-08"
+    site.deliver("acme", "invoices", fourth, invoices(fourth, discount=True))
+    assert schema_check(site.ingest("acme", "invoices", SECOND, fourth)).passed, "what was decided is not asked again"
+    assert site.held("acme") == [] and len(site.drifts("acme")) == 1
+
+
+def test_other_days_of_the_run_go_on_and_the_check_only_warns(site: Site) -> None:
+    check = schema_check(site.ingest("acme", "invoices", FIRST, SECOND))
+    assert not check.passed and not check.blocking and "other days go on" in check.summary
+
+
+def test_a_held_day_that_was_normalized_before_stays_as_it_was(new_site: Callable[..., Site]) -> None:
+    site = new_site()
+    site.ingest_all("acme", SECOND)
+    (before,) = site.rows("select batch_id from platform.raw_batch where tenant_id = 'acme' and "
+                          "partition_date = $1::text::date and dataset = 'order_to_cash.invoices'", SECOND)
+    with site.database.connect(autocommit=True) as connection:  # what normalization leaves
+        connection.execute(
+            "insert into platform.run (tenant_id, pipeline, stage, run_token, manifest_hash, code_version) "
+            "values ('acme', 'order_to_cash', 'normalization', 't', '', '')")
+        connection.execute(
+            "insert into platform.normalized_batch (tenant_id, pipeline, batch_id, run_id) "
+            "select tenant_id, pipeline, batch_id, (select max(run_id) from platform.run) from platform.raw_batch "
+            "where tenant_id = 'acme'")
+    site.deliver("acme", "invoices", SECOND, invoices(SECOND, discount=True))
+    site.ingest("acme", "invoices", SECOND)
+    counted = site.rows("select batch_id from platform.counted_batch where tenant_id = 'acme' and is_current "
+                        "and partition_date = $1::text::date and dataset = 'order_to_cash.invoices'", SECOND)
+    assert counted == [before], "the file before counts until the new one is decided on"
+    site.deliver("acme", "invoices", SECOND, invoices(SECOND))
+    site.ingest("acme", "invoices", SECOND)
+    assert site.held("acme") == [], "the source took it back: nothing waits"
+    assert site.drifts("acme")[0].waiting == 0
+
+
+def test_an_acceptance_is_written_for_review_or_into_the_contracts(site: Site, tmp_path: Path) -> None:
+    proposed = site.accept(site.drifts("acme")[0])
+    for path, candidate in zip(proposed.files, proposed.candidates, strict=True):
+        assert path.is_relative_to(site.settings.data_dir / "contracts" / "review")
+        assert yaml.safe_load(path.read_text()) == candidate.document
+        assert (candidate.current_version, candidate.version) == ("1.0.0", "1.1.0")
+    current = site.environment.declarations.contract("order_to_cash.invoices", "raw")
+    assert current.version == "1.1.0" and current.column("discount_pct").physical_type == "numeric(18,2)"
+    assert declarations.load(site.settings.project_dir).contract("order_to_cash.invoices", "raw").version == "1.0.0"
+
+
+def test_a_drift_of_undecided_kind_cannot_be_decided_without_a_reason(site: Site) -> None:
+    from barecount_assets import drift_decisions
+
+    (drift,) = site.drifts("acme")
+    for decide in (drift_decisions.accept, drift_decisions.reject):
+        with pytest.raises(BareCountError, match="a person and a reason"):
+            decide(site.environment, drift.drift_id, by="ann", reason=" ", now=NOW)
+    with pytest.raises(BareCountError, match="there is no drift 99"):
+        drift_decisions.reject(site.environment, 99, by="ann", reason="no", now=NOW)
+    assert [d.status for d in site.drifts("acme")] == ["open"]
+
+
+def test_refused_records_and_their_numbers_survive_reading_again(new_site: Callable[..., Site]) -> None:
+    site = new_site()
+    lines = invoices(SECOND, discount=True).splitlines(keepends=True)
+    lines[3] = lines[3].replace(b"10.00", b"ten")
+    lines[5] = lines[5].replace(b"NORTH", b"")
+    site.deliver("acme", "invoices", SECOND, b"".join(lines))
+    site.ingest("acme", "invoices", SECOND)
+    query = ("select row_number, field, reason, payload from platform.quarantine q join platform.raw_batch b "
+             "using (batch_id) where b.is_current order by row_number")
+    before = site.rows(query)
+    assert [row[:2] for row in before] == [(3, "net_amount"), (5, "business_unit")]
+    site.accept(site.drifts("acme")[0])
+    site.ingest("acme", "invoices", SECOND)
+    assert site.rows(query) == before
+    numbers = site.rows("select array_agg(_row_number order by _row_number) from raw.order_to_cash__invoices r "
+                        "join platform.raw_batch b on b.batch_id = r._batch_id where b.is_current and "
+                        "b.partition_date = $1::text::date", SECOND)
+    assert numbers == [([1, 2, 4, *range(6, RECORDS + 1)],)]
+
+
+def test_another_order_of_columns_is_noted_and_holds_nothing(new_site: Callable[..., Site]) -> None:
+    site = new_site()
+    site.deliver("acme", "invoices", SECOND, invoices(SECOND, order=[*HEADER[1:], HEADER[0]]))
+    check = schema_check(site.ingest("acme", "invoices", SECOND))
+    assert check.passed and "noted: fields come in another order" in check.summary
+    assert site.held("acme") == [] and site.drifts("acme") == []
+
+
+def test_the_sensor_takes_up_what_waits_once_it_is_decided(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dagster as dg
+
+    from barecount_assets.definitions import build_defs
+
+    for name, value in {"PROJECT_DIR": site.settings.project_dir, "DATA_DIR": site.settings.data_dir,
+                        "DATABASE_URL": site.database.admin_url}.items():
+        monkeypatch.setenv(f"BARECOUNT_{name}", str(value))
+    definitions = build_defs(site.settings.project_dir)
+    sensor = definitions.resolve_sensor_def("order_to_cash__drift_decided")
+
+    def requests() -> list[dg.RunRequest]:
+        with dg.build_sensor_context(repository_def=definitions.get_repository_def()) as context:
+            return list(sensor.evaluate_tick(context).run_requests)
+
+    assert requests() == []
+    drift = site.reject(site.drifts("acme")[0])
+    (request,) = requests()
+    assert request.partition_key == dg.MultiPartitionKey({"date": SECOND, "tenant": "acme"})
+    assert request.run_key == f"drift:{drift.drift_id}:{drift.decision_seq}:acme:{SECOND}"
+    assert [again.run_key for again in requests()] == [request.run_key], "asked again, it asks for the same run"
+    site.ingest("acme", "invoices", SECOND)
+    assert requests() == [], "the database knows that nothing waits any more"
+
+
+def test_every_drifting_source_can_be_read_again_without_its_file(new_site: Callable[..., Site]) -> None:
+    site = new_site()
+    source, content = DRIFTED["type_changed"]
+    path = site.deliver("acme", source, SECOND, content(SECOND))
+    site.ingest("acme", source, SECOND)
+    site.accept(site.drifts("acme")[0])
+    path.unlink()
+    site.ingest("acme", source, SECOND)
+    values = site.rows("select distinct payment_terms_days from raw.order_to_cash__customers r "
+                       "join platform.raw_batch b on b.batch_id = r._batch_id where b.is_current and "
+                       "b.partition_date = $1::text::date and b.tenant_id = 'acme'", SECOND)
+    assert values == [(f"{SECOND} net",)]
+    assert json.loads(json.dumps(site.drifts("acme")[0].to_json()))["decision"]["verdict"] == "accepted"
+
+
+def test_a_raw_table_is_rebuilt_from_objects_of_either_type(new_site: Callable[..., Site]) -> None:
+    from barecount_assets.stages.ingestion import rebuild
+
+    site = new_site()
+    source, content = DRIFTED["type_changed"]
+    site.deliver("acme", source, SECOND, content(SECOND))
+    site.ingest("acme", source, SECOND)
+    site.accept(site.drifts("acme")[0])
+    site.ingest("acme", source, SECOND)
+    query = "select * from raw.order_to_cash__customers order by _batch_id, _row_number"
+    before = site.rows(query)
+    assert {row[5] for row in before} == {"14", f"{SECOND} net"}
+    rebuild.rebuild(site.environment, "order_to_cash.customers", None)
+    assert site.rows(query) == before
