@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Kills, restarts, concurrency and bad input: being finished, run on their own until they are.
 FAILURES := $(addprefix tests/lifecycle/,test_crash.py test_concurrency.py test_restart.py test_bad_input.py)
 
-.PHONY: demo dev test test-failures unit lint bench lock clean
+.PHONY: demo dev test test-failures unit lint lint-contracts bench lock clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/barecount demo
@@ -28,6 +28,19 @@ unit: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check barecount_assets resources tests
+
+# The conformance check of others: datacontract-cli in an environment of its own, its pins are not ours.
+LINT_VENV := .venv-datacontract
+lint-contracts: $(LINT_VENV)/.installed
+	@for file in $$(find contracts/datasets tests/benchmarks/project/contracts/datasets -name '*.yaml' | sort); do \
+		$(LINT_VENV)/bin/datacontract lint "$$file" > $(LINT_VENV)/lint.log 2>&1 && echo "conforms $$file" \
+			|| { cat $(LINT_VENV)/lint.log; echo "does not conform: $$file"; exit 1; }; \
+	done
+
+$(LINT_VENV)/.installed: Makefile
+	$(PYTHON) -m venv $(LINT_VENV)
+	$(LINT_VENV)/bin/python -m pip install --quiet datacontract-cli==1.2.8
+	@touch $@
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks
@@ -61,4 +74,4 @@ $(VENV)/.installed-bench: $(VENV)/.installed-test requirements-bench.lock
 
 clean:
 	-$(BIN)/barecount stop
-	rm -rf .barecount $(VENV)
+	rm -rf .barecount $(VENV) $(LINT_VENV)

@@ -52,9 +52,9 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[.
 
 def person(who: str | None) -> str:
     """Who decides: as given (option `Who`), else the user logged in to the machine."""
-    import getpass
+    from resources.governance.policies import current_user
 
-    return who or getpass.getuser()
+    return who or current_user()
 
 
 def settings() -> Settings:

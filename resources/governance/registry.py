@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -25,9 +26,19 @@ import psycopg
 
 from resources.governance.compatibility import Change, Comparison, Verdict, compare, judge, next_version, version_key
 from resources.governance.contracts import Contract, read_contract
+from resources.governance.decision_points import ContractChange, highest_classification
 from resources.governance.declarations import Declarations
 from resources.governance.modes import Layer, Mode
-from resources.governance.subscriptions import BrokenSubscriber, broken_by, datasets_of, lock_registry, tenants_of
+from resources.governance.policies import Question, decide_all, require
+from resources.governance.subscriptions import (
+    REGISTRY_LOCK,
+    BrokenSubscriber,
+    broken_by,
+    datasets_of,
+    lock_registry,
+    tenants_of,
+    users_of,
+)
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts
 from resources.runtime.declared import listed
@@ -268,21 +279,24 @@ def sync(
     """Register what changed in `contracts/`, in one transaction, and return what was (or would be) done.
 
     Args:
+        connection: an autocommit one: refusals and decisions of policies stay on record.
         declarations: as `declarations.load` reads them, without `overlay`.
         reason: why; without one, nothing that breaks is registered.
 
     Raises:
-        BareCountError: contract.immutable, contract.breaking when there is no reason. Then nothing is registered.
+        BareCountError: contract.immutable; contract.breaking when there is no reason; policy.denied,
+            approval.required. Then nothing is registered.
     """
     if dry_run:
         return plan(connection, declarations)
-    with connection.transaction():
-        lock_registry(connection)
+    with _exclusively(connection):
         found = plan(connection, declarations)
         _require_immutable(found)
         if not reason.strip():
-            _require_compatible(found)
-        _write(connection, declarations, found.pending, who, "sync", reason or "declared in contracts/", now)
+            _require_compatible(connection, declarations, found)
+        _require_policies(connection, declarations, found.pending, who, now)
+        with connection.transaction():
+            _write(connection, declarations, found.pending, who, "sync", reason or "declared in contracts/", now)
     return found
 
 
@@ -291,22 +305,23 @@ def admit(
 ) -> Plan:
     """Make sure, at the beginning of a run, that its contracts are registered and in the tenant's evidence.
 
-    Registers what is new or compatible. One query when there is nothing to do.
+    Registers what is new or compatible, on an autocommit connection. One query when there is nothing to do.
 
     Raises:
-        BareCountError: contract.immutable, contract.breaking.
+        BareCountError: contract.immutable, contract.breaking, policy.denied, approval.required.
     """
     datasets = datasets_of(declarations, pipeline)
     if not _pending(connection, declarations, datasets, tenant_id):
         return Plan(())
-    with connection.transaction():
-        lock_registry(connection)
+    who, reason = f"pipeline {pipeline}", "declared in contracts/, new or compatible"
+    with _exclusively(connection):
         found = plan(connection, declarations, datasets)
         _require_immutable(found)
-        _require_compatible(found)
-        reason = "declared in contracts/, new or compatible"
-        _write(connection, declarations, found.pending, f"pipeline {pipeline}", "run", reason, now)
-        _inform(connection, declarations, tenant_id, datasets)
+        _require_compatible(connection, declarations, found)
+        _require_policies(connection, declarations, found.pending, who, now)
+        with connection.transaction():
+            _write(connection, declarations, found.pending, who, "run", reason, now)
+            _inform(connection, declarations, tenant_id, datasets)
     return found
 
 
@@ -316,7 +331,8 @@ def register(
 ) -> RegisteredVersion:
     """Make a document the current version, in the caller's transaction. Somebody decided: nothing is too breaking.
 
-    The same document again changes nothing. Call it before appending evidence of your own in the transaction.
+    The same document again changes nothing. Call it before appending evidence of your own in the transaction, and ask
+    the policies first (`questions`): a decision that is rolled back with the transaction would not be on record.
 
     Raises:
         BareCountError: declaration.invalid for a document that is no contract of the dataset and layer;
@@ -335,6 +351,48 @@ def register(
         _require_immutable(Plan((step,)))
         _write(connection, declarations, Plan((step,)).pending, who, cause, reason, now)
     return version(connection, dataset, layer, contract.version)
+
+
+def questions(declarations: Declarations, steps: Sequence[Step], *, who: str, origin: str) -> list[Question]:
+    """What the policies are asked before versions become current, for each tenant that uses them.
+
+    `origin`: `declared` or `drift`.
+    """
+    return [
+        Question(
+            ContractChange(
+                tenant=tenant_id, pipeline=pipeline, datasets=(step.dataset,), dataset=step.dataset, layer=step.layer,
+                from_version=step.current or "", to_version=step.version, breaking=step.action is Action.BREAK,
+                broken_subscribers=tuple(sorted({s.consumer for s in step.broken if s.tenant_id == tenant_id})),
+                classification=highest_classification([step.contract]), origin=origin,
+            ),
+            subject=f"{step.dataset} {step.layer} {step.version}", requested_by=who,
+        )
+        for step in steps for pipeline, tenant_id in users_of(declarations, step.dataset)
+    ]
+
+
+@contextmanager
+def _exclusively(connection: psycopg.Connection) -> Iterator[None]:
+    """The lock of the registry, held over several transactions; a connection that dies sets it free."""
+    fetch(connection, "select pg_advisory_lock($1::bigint)", (REGISTRY_LOCK,))
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            fetch(connection, "select pg_advisory_unlock($1::bigint)", (REGISTRY_LOCK,))
+
+
+def _require_policies(
+    connection: psycopg.Connection, declarations: Declarations, steps: Sequence[Step], who: str, now: dt.datetime
+) -> None:
+    """Pass when the policies of all tenants concerned let the versions become current."""
+    asked = questions(declarations, steps, who=who, origin="declared")
+    if asked:
+        with connection.transaction():
+            _register_tenants(connection, declarations, {question.facts.tenant for question in asked})
+            decisions = decide_all(connection, declarations.policies, asked, now)
+        require(*decisions)
 
 
 def _pending(connection: Any, declarations: Declarations, datasets: Sequence[str], tenant_id: str) -> bool:
@@ -356,9 +414,14 @@ def _require_immutable(found: Plan) -> None:
         )
 
 
-def _require_compatible(found: Plan) -> None:
+def _require_compatible(connection: psycopg.Connection, declarations: Declarations, found: Plan) -> None:
     breaking = found.of(Action.BREAK)
     if breaking:
+        with connection.transaction():
+            _tell(connection, declarations, [
+                _Notice("contract.refused", tenant_id, step.contract, _breaking_facts(step, tenant_id))
+                for step in breaking for tenant_id in tenants_of(declarations, step.dataset)
+            ])
         raise BareCountError(
             ErrorCode.CONTRACT_BREAKING,
             " | ".join(_broken_text(step) for step in breaking),
@@ -409,49 +472,60 @@ def _write(
             "cause": cause, "reason": reason,
         }
         for tenant_id in tenants_of(declarations, contract.dataset):
-            notices.append(_Notice(tenant_id, contract, facts, step))
+            notices.append(_Notice("contract.registered", tenant_id, contract, facts))
+            if step.action is Action.BREAK:
+                broken = {**facts, **_breaking_facts(step, tenant_id)}
+                notices.append(_Notice("contract.broken", tenant_id, contract, broken))
     _tell(connection, declarations, notices)
 
 
 @dataclass(frozen=True)
 class _Notice:
-    """What one tenant is told about one version; `step` only when it is being registered."""
+    """What one tenant is told about one version: an entry of its ledger and an event."""
 
+    kind: str
     tenant_id: str
     contract: Contract
     facts: Mapping[str, Any]
-    step: Step | None = None
 
     @property
-    def subject(self) -> str:
-        return f"{self.contract.dataset}/{self.contract.layer}"
+    def entry(self) -> ledger.Entry:
+        subject = f"{self.contract.dataset}/{self.contract.layer}"
+        return ledger.Entry(self.tenant_id, self.kind, subject, self.contract.hash, self.facts)
 
-    def entries(self) -> list[ledger.Entry]:
-        entries = [ledger.Entry(self.tenant_id, "contract.registered", self.subject, self.contract.hash, self.facts)]
-        if self.step is not None and self.step.action is Action.BREAK:
-            entries.append(ledger.Entry(self.tenant_id, "contract.broken", self.subject, self.contract.hash, {
-                **self.facts,
-                "changes": [change.message for change in self.step.changes if change.breaks],
-                "subscribers": [s.facts() for s in self.step.broken if s.tenant_id == self.tenant_id],
-            }))
-        return entries
+
+def _breaking_facts(step: Step, tenant_id: str) -> dict[str, Any]:
+    """What one tenant may know of a breaking change: another tenant's consumers are none of its business."""
+    return {
+        "version": step.version, "previous": step.current,
+        "changes": [change.message for change in step.changes if change.breaks],
+        "subscribers": [subscriber.facts() for subscriber in step.broken if subscriber.tenant_id == tenant_id],
+    }
 
 
 def _tell(connection: Any, declarations: Declarations, notices: Sequence[_Notice]) -> None:
-    """Evidence and events of every notice, heads of evidence locked in order of tenant."""
-    for tenant_id in sorted({notice.tenant_id for notice in notices}):
-        tenant = declarations.tenant(tenant_id)
-        fetch(connection, "select platform.register_tenant($1, $2, $3)", (tenant_id, tenant.metadata.name, tenant.hash))
-    entries = [(notice, entry) for notice in notices for entry in notice.entries()]
-    numbers = ledger.append_many(connection, [entry for _, entry in entries])
-    happened = []
-    for (notice, entry), number in zip(entries, numbers, strict=True):
-        happened.append(events.Event(
-            entry.tenant_id, entry.kind, entry.subject, entry.run_token, entry.payload, evidence_seq=number))
-        if entry.kind == "contract.registered":
+    """Evidence and events of every notice that is not on record; heads of evidence are locked in order of tenant."""
+    _register_tenants(connection, declarations, {notice.tenant_id for notice in notices})
+    entries = [notice.entry for notice in notices]
+    told = {tuple(row) for row in fetch(connection, _TOLD, tuple(
+        [getattr(entry, name) for entry in entries] for name in ("tenant_id", "subject", "run_token")))}
+    news = [notice for notice in notices if (notice.tenant_id, notice.kind, notice.contract.hash) not in told]
+    entries = [notice.entry for notice in news]
+    numbers = ledger.append_many(connection, entries)
+    for notice, number in zip(news, numbers, strict=True):
+        if notice.kind == "contract.registered":
             fetch(connection, _INSERT_EVIDENCE, (notice.tenant_id, notice.contract.dataset, notice.contract.layer,
                                                  notice.contract.version, number))
-    events.append(connection, *happened)
+    events.append(connection, *(
+        events.Event(entry.tenant_id, entry.kind, entry.subject, entry.run_token, entry.payload, evidence_seq=number)
+        for entry, number in zip(entries, numbers, strict=True)
+    ))
+
+
+def _register_tenants(connection: Any, declarations: Declarations, tenants: Iterable[str]) -> None:
+    for tenant_id in sorted(tenants):
+        tenant = declarations.tenant(tenant_id)
+        fetch(connection, "select platform.register_tenant($1, $2, $3)", (tenant_id, tenant.metadata.name, tenant.hash))
 
 
 def _inform(connection: Any, declarations: Declarations, tenant_id: str, datasets: Sequence[str]) -> None:
@@ -460,7 +534,7 @@ def _inform(connection: Any, declarations: Declarations, tenant_id: str, dataset
     for row in fetch_dicts(connection, _NOT_IN_EVIDENCE, (tenant_id, list(datasets))):
         contract = _read(row["document"], row["dataset"], row["layer"], row["version"], row["document_sha256"])
         facts = {key: value for key, value in row.items() if key != "document"}
-        notices.append(_Notice(tenant_id, contract, facts))
+        notices.append(_Notice("contract.registered", tenant_id, contract, facts))
     _tell(connection, declarations, notices)
 
 
@@ -541,6 +615,11 @@ values ($1, $2, $3, $4::text::jsonb, $5, $6, $7, $8, $9, $10, $11)
 _MAKE_CURRENT = """
 insert into platform.contract_current (dataset, layer, version, since) values ($1, $2, $3, $4)
 on conflict (dataset, layer) do update set version = excluded.version, since = excluded.since
+"""
+_TOLD = """
+select tenant_id, kind, run_token from platform.evidence
+where tenant_id = any($1) and kind in ('contract.registered', 'contract.broken', 'contract.refused')
+    and subject = any($2) and run_token = any($3)
 """
 _INSERT_EVIDENCE = """
 insert into platform.contract_evidence (tenant_id, dataset, layer, version, evidence_seq)

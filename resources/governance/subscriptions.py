@@ -24,7 +24,8 @@ from resources.runtime.declared import canonical_hash, listed
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.trust import ledger
 
-_LOCK = 0x0BC3  # advisory lock of whoever writes to the registry
+REGISTRY_LOCK = 0x0BC3
+"""Advisory lock of whoever writes to the registry."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class BrokenSubscriber:
 
 def lock_registry(connection: Any) -> None:
     """Held until the transaction ends: one writer of the registry at a time."""
-    fetch(connection, "select pg_advisory_xact_lock($1::bigint)", (_LOCK,))
+    fetch(connection, "select pg_advisory_xact_lock($1::bigint)", (REGISTRY_LOCK,))
 
 
 def subscribe(
@@ -141,12 +142,17 @@ def datasets_of(declarations: Declarations, pipeline: str) -> list[str]:
     return [*(source.dataset for source in spec.sources), *made]
 
 
+def users_of(declarations: Declarations, dataset: str) -> list[tuple[str, str]]:
+    """(pipeline, tenant) of the pipelines that use a dataset, in order."""
+    return sorted(
+        (name, tenant) for name, pipeline in declarations.pipelines.items()
+        if dataset in datasets_of(declarations, name) for tenant in pipeline.spec.tenants
+    )
+
+
 def tenants_of(declarations: Declarations, dataset: str) -> list[str]:
     """Tenants of the pipelines that use a dataset, in order of name."""
-    return sorted({
-        tenant for name, pipeline in declarations.pipelines.items() if dataset in datasets_of(declarations, name)
-        for tenant in pipeline.spec.tenants
-    })
+    return sorted({tenant for _, tenant in users_of(declarations, dataset)})
 
 
 def _named_consumers(declarations: Declarations) -> Iterator[Subscription]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from resources.governance import registry
 from resources.governance.contracts import read_contract
 from resources.governance.declarations import Declarations
 from resources.governance.modes import Layer
+from resources.governance.policy_files import Policy
 from resources.governance.registry import Action
 from resources.runtime import events
 from resources.runtime.database import Database, fetch
@@ -144,6 +146,10 @@ def test_a_breaking_version_waits_for_somebody_who_says_why(
     with pytest.raises(BareCountError):
         registry.sync(connection, edited, who="ann", reason=" ", now=NOW)
     assert [v.version for v in registry.history(connection, INVOICES, "raw")] == ["1.0.0"]
+    for tenant in ("acme", "globex"):  # refused three times, on record once
+        assert evidence(connection, tenant, "contract.refused") == [f"{INVOICES}/raw"]
+    (event, *_), _ = events.read(connection, events.Watermark(), types=["contract.refused"])
+    assert event.envelope["data"]["changes"] == ["required channel (text) was added"]
     registry.sync(connection, edited, who="ann", reason="agreed with the ERP team", now=NOW)
     found = registry.current(connection, INVOICES, "raw")
     assert found is not None and (found.version, found.registered_by, found.compatibility, found.reason) == (
@@ -164,6 +170,29 @@ def test_a_breaking_version_is_an_event_that_names_whom_it_breaks(
         (event,), _ = events.read(connection, events.Watermark(), tenant_id=tenant, types=["contract.broken"])
         named = event.envelope["data"]["subscribers"]
         assert {(n["tenant"], n["consumer"]) for n in named} == {(tenant, consumer) for consumer in consumers}
+
+
+def test_a_policy_may_deny_a_version_and_its_decision_stays_on_record(
+    connection: psycopg.Connection, shipped: Declarations
+) -> None:
+    registry.admit(connection, shipped, "order_to_cash", "acme", NOW)
+    policy = Policy.model_validate_json(json.dumps({
+        "apiVersion": "barecount/v1", "kind": "Policy",
+        "metadata": {"name": "no_breaks", "title": "No breaks", "description": "Nothing breaks.", "version": "1.0.0",
+                     "owners": [{"name": "Ann", "email": "ann@example.com", "role": "owner"}]},
+        "spec": {"status": "active", "point": "contract_change", "rules": [
+            {"id": "broken", "condition": "breaking", "effect": "deny", "message": "ask the stewards"}]},
+    }))
+    strict = replace(shipped, policies=MappingProxyType({**shipped.policies, "no_breaks": policy}))
+    edited = changed(strict, INVOICES, "raw", "2.0.0", with_required_channel)
+    with pytest.raises(BareCountError, match="ask the stewards") as denied:
+        registry.sync(connection, edited, who="ann", reason="I want it", now=NOW)
+    assert denied.value.code is ErrorCode.POLICY_DENIED
+    assert [v.version for v in registry.history(connection, INVOICES, "raw")] == ["1.0.0"]
+    assert f"{INVOICES} raw 2.0.0" in " ".join(evidence(connection, "acme", "policy.decided"))
+    compatible = changed(strict, INVOICES, "raw", "1.1.0", with_channel)
+    registry.admit(connection, compatible, "order_to_cash", "acme", NOW)
+    assert ledger.verify(connection, "acme").intact
 
 
 def test_a_registered_number_never_gets_another_document(connection: psycopg.Connection, shipped: Declarations) -> None:
