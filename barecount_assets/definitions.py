@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 
 from barecount_assets import jobs, project_lineage, schedules, sensors
+from barecount_assets.action_job import Actions, action_job
 from barecount_assets.assets import raw, transforms
 from barecount_assets.runner import Runner
 from resources.governance import column_lineage
@@ -49,12 +50,13 @@ def build_defs(project_dir: Path | None = None, resources: Mapping[str, Any] | N
         all_schedules += schedules.build(declarations, manifest, job)
         sensor = sensors.file_drop(manifest, job)
         all_sensors += [*([sensor] if sensor else []), sensors.drift_decided(manifest, job)]
+    kpi_events = sensors.kpi_events(declarations)
     return dg.Definitions(
         assets=assets,
-        jobs=all_jobs,
+        jobs=[*all_jobs, action_job],
         schedules=all_schedules,
-        sensors=[*all_sensors, sensors.lineage_relay()],
-        resources={"runner": Runner(), **(resources or {})},
+        sensors=[*all_sensors, sensors.lineage_relay(), *([kpi_events] if kpi_events else [])],
+        resources={"runner": Runner(), "actions": Actions(), **(resources or {})},
         executor=dg.in_process_executor,
     )
 

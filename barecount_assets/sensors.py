@@ -13,11 +13,13 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import dagster as dg
 
 from barecount_assets import keys, partitions
+from barecount_assets.action_job import SINCE_TAG, action_job
 from resources.governance import drift_register
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import FileSource, Pipeline
@@ -42,6 +44,46 @@ def file_drop(manifest: Pipeline, job: dg.JobDefinition) -> dg.SensorDefinition 
         minimum_interval_seconds=_INTERVAL_SECONDS,
         description=f"New or changed files of {', '.join(s.name for s in watched)} start the pipeline for their day.",
     )
+
+
+def kpi_events(declarations: Declarations) -> dg.SensorDefinition | None:
+    """Turns new events that a rule looks at into one run of the action job; None without rules.
+
+    The cursor says which events a run was started for. Which events were decided about is in the database: a lost
+    cursor starts a run that finds nothing to do.
+    """
+    if not declarations.action_rules:
+        return None
+
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        from resources.action import jobs
+        from resources.runtime import events
+
+        database = _database()
+        book = jobs.rulebook(declarations)
+        after = events.Watermark(*json.loads(context.cursor)) if context.cursor else events.Watermark()
+        with database.connect(autocommit=True) as connection:
+            found, upto = events.count(connection, after, book.event_types)
+            due = jobs.waiting(connection, book, dt.datetime.now(dt.UTC))
+            since = events.first_time(connection, after, book.event_types) if found else None
+        cursor = json.dumps([upto.from_xid, upto.upto_xid, 0])
+        if not found and not due:
+            return dg.SensorResult(skip_reason=dg.SkipReason("no new events, nothing is due"), cursor=cursor)
+        key = f"{after.upto_xid}-{upto.upto_xid}" if found else f"due-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}"
+        tags = {SINCE_TAG: since.isoformat()} if since else {}
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=key, tags=tags)], cursor=cursor)
+
+    return dg.SensorDefinition(
+        name="kpi_event_sensor", job=action_job, evaluation_fn=evaluate, minimum_interval_seconds=5,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="New events that a rule looks at start the action job.",
+    )
+
+
+@lru_cache(maxsize=1)
+def _database() -> Database:
+    """Opened once per process: a sensor that looks every five seconds does not ask for migrations each time."""
+    return Database.open(Settings.from_environment())
 
 
 def lineage_relay() -> dg.SensorDefinition:

@@ -228,6 +228,24 @@ def unsilence(
         typer.echo(f"silence {number} ended")
 
 
+@command(app)
+def work() -> None:
+    """Decide, send and follow up as soon as there is something to do, until interrupted. Run as many as you like."""
+    import signal
+    import threading
+
+    from barecount_assets.action_work import ActionWork
+    from barecount_assets.cli.actions import sync_declared
+
+    opened = environment()
+    for line in sync_declared(opened, _now()).lines():
+        typer.echo(line, err=True)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    ActionWork.of(opened).run(stop)
+
+
 def _book_of(opened: StageEnvironment, name: str) -> Rulebook:
     """The rule, and those that inhibit it."""
     from resources.action import jobs as store

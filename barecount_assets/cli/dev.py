@@ -1,4 +1,4 @@
-"""`barecount dev`: the Dagster UI and daemon, as child processes on the project's database."""
+"""`barecount dev`: the Dagster UI, its daemon and a worker for actions, child processes on the project's database."""
 
 from __future__ import annotations
 
@@ -38,12 +38,17 @@ def serve(settings: Settings, port: int) -> int:
         [sys.executable, "-m", "dagster", "dev", "-m", "barecount_assets.definitions", "-h", _HOST, "-p", str(port)],
         env=environment, cwd=settings.project_dir, start_new_session=True,
     )
+    # Starting a run takes Dagster some seconds; the worker acts at once, and the action job finds it done.
+    worker = subprocess.Popen([sys.executable, "-m", "barecount_assets.cli.main", "actions", "work"],
+                              env=environment, cwd=settings.project_dir, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:
         return process.wait()
     except KeyboardInterrupt:
         return _stop(process)
+    finally:
+        _stop(worker)
 
 
 def _interrupted(number: int, frame: object) -> None:
@@ -53,6 +58,8 @@ def _interrupted(number: int, frame: object) -> None:
 def _stop(process: subprocess.Popen[bytes]) -> int:
     """Stop Dagster and all it started: asked first, then told. A shell may have made its children deaf to SIGINT."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return 0
         os.killpg(process.pid, number)
         try:
             process.wait(_PATIENCE_SECONDS)

@@ -12,6 +12,7 @@ of them. Rows of jobs are only ever waited for before the ledger's head is locke
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,27 +112,45 @@ def advance(
     database: Database, declarations: Declarations, book: Rulebook, now: Callable[[], dt.datetime], *,
     page: int = PAGE,
 ) -> Advance:
-    """Decide about every event that waits, and everything that is due; queue what may be sent.
+    """Decide about every event that waits, and everything that is due; then queue what may be sent.
 
-    Any number of processes may call it at once; each page of events is a transaction of its own.
+    Any number of processes may call it at once.
     """
-    read, dispatched = 0, 0
-    made: dict[str, int] = {}
+    evaluated = evaluate(database, declarations, book, now, page=page)
+    return replace(evaluated, dispatched=enqueue(database, declarations, now))
+
+
+def evaluate(
+    database: Database, declarations: Declarations, book: Rulebook, now: Callable[[], dt.datetime], *,
+    page: int = PAGE,
+) -> Advance:
+    """Decide about every event that waits, and everything that is due; each page of events is a transaction."""
+    read, count = 0, 1
+    made: Counter[str] = Counter()
     job_ids: list[int] = []
     with unavailable_as_error(), database.connect() as connection:
-        while True:
+        while count:
             with connection.transaction():
                 count, jobs = _evaluate_page(connection, declarations, book, now(), page)
             read += count
-            for job_id, state in jobs:
-                made[state] = made.get(state, 0) + 1
-                job_ids.append(job_id)
+            made.update(state for _, state in jobs)
+            job_ids += [job_id for job_id, _ in jobs]
+    return Advance(read, dict(made), tuple(job_ids), 0)
+
+
+def enqueue(database: Database, declarations: Declarations, now: Callable[[], dt.datetime]) -> int:
+    """Queue the deliveries of every job that is due, and fail those not approved in time; returns how many jobs left
+    the queue.
+    """
+    total = 0
+    with unavailable_as_error(), database.connect() as connection:
+        while True:
             with connection.transaction():
                 expire(connection, now())
                 sent = dispatch(connection, declarations, now())
-            dispatched += sent
-            if not count and sent < _DISPATCH_PAGE:
-                return Advance(read, made, tuple(job_ids), dispatched)
+            total += sent
+            if sent < _DISPATCH_PAGE:
+                return total
 
 
 def waiting(connection: psycopg.Connection, book: Rulebook, now: dt.datetime) -> bool:
@@ -303,7 +322,7 @@ def settle(connection: psycopg.Connection, now: dt.datetime) -> int:
     changes = []
     for row in fetch_dicts(connection, _FINISHED, (_DISPATCH_PAGE,)):
         state = JobState.DLQ if row["dead"] else JobState.COMPLETED
-        reason = f"given up at {', '.join(row['dead'])}; `barecount actions dlq` shows why" if row["dead"] else ""
+        reason = f"given up at {', '.join(row['dead'])}; `barecount actions dlq list` shows why" if row["dead"] else ""
         changes.append(_Change(row, state, reason))
     _change(connection, changes, now)
     return len(changes)
@@ -410,6 +429,11 @@ def listed(
     return [JobRow(**row) for row in fetch_dicts(connection, _SELECT + _LIST, (tenant_id, state, rule, limit))]
 
 
+def since(connection: psycopg.Connection, moment: dt.datetime, limit: int = 200) -> list[JobRow]:
+    """Jobs that were decided on or changed since a moment, newest first."""
+    return [JobRow(**row) for row in fetch_dicts(connection, _SELECT + _SINCE, (moment, limit))]
+
+
 def get(connection: psycopg.Connection, job_id: int, tenant_id: str | None = None) -> JobRow:
     """One job. Raises BareCountError declaration.unknown when the tenant has none of that number."""
     rows = fetch_dicts(connection, _SELECT + _ONE, (job_id, tenant_id))
@@ -446,7 +470,7 @@ def retry(
 
     It is rendered again, from the template that is published now; where the rule wants an approval and nobody gave one,
     it waits for one again. Deliveries that were given up are replayed with
-    `barecount actions replay`, not here: what was sent is not sent again.
+    `barecount actions dlq replay`, not here: what was sent is not sent again.
 
     Raises:
         BareCountError: action.conflict for a job in another state; template.unpublished.
@@ -678,5 +702,6 @@ _LIST = """
 where ($1::text is null or tenant_id = $1) and ($2::text is null or state = $2) and ($3::text is null or rule = $3)
 order by job_id desc limit $4::bigint
 """
+_SINCE = "where changed_at >= $1 order by job_id desc limit $2::bigint"
 _LOCK_ONE = "select * from platform.action_job where job_id = $1::bigint for update"
 _ONE = "where job_id = $1::bigint and ($2::text is null or tenant_id = $2)"

@@ -146,6 +146,24 @@ def read(
             return events, after
 
 
+def count(connection: psycopg.Connection, after: Watermark, types: Iterable[str]) -> tuple[int, Watermark]:
+    """How many events of these types became final after a watermark, and the watermark behind them."""
+    upto = now(connection)
+    if upto.upto_xid <= after.upto_xid:
+        return 0, after
+    rows = fetch(connection, "select count(*) from platform.event "
+                             "where xid >= $1::text::xid8 and xid < $2::text::xid8 and type = any($3::text[])",
+                 (str(after.upto_xid), str(upto.upto_xid), [_PREFIX + name for name in types]))
+    return rows[0][0], upto
+
+
+def first_time(connection: psycopg.Connection, after: Watermark, types: Iterable[str]) -> dt.datetime | None:
+    """When the first event of these types after a watermark occurred; None when there is none."""
+    return fetch(connection, "select min(occurred_at) from platform.event "
+                             "where xid >= $1::text::xid8 and type = any($2::text[])",
+                 (str(after.upto_xid), [_PREFIX + name for name in types]))[0][0]
+
+
 def at_time(connection: psycopg.Connection, since: dt.datetime) -> Watermark:
     """A watermark before every event that occurred at `since` or later; some earlier ones may follow it too."""
     row = fetch(connection, "select min(xid)::text from platform.event where occurred_at >= $1", (since,))[0]
