@@ -6,10 +6,12 @@ import csv
 import datetime as dt
 import json
 import shutil
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -388,3 +390,48 @@ def test_every_decision_of_a_gate_is_in_the_evidence(story: dict) -> None:
     kinds = [kind for (kind,) in project.rows(
         "select kind from platform.evidence where subject = 'invoiced_amount/reconciliation' order by seq")]
     assert kinds == ["gate.passed", "gate.failed", "gate.passed", "gate.failed", "gate.passed"]
+
+
+# Acting on it ------------------------------------------------------------------------------------------------
+
+
+def unusual_days(lines: list[Line]) -> dict[str, tuple[Fraction, Fraction]]:
+    """Days on which the rule `cancellations_unusual` must fire, with value and median: its words in plain Python."""
+    days: dict[str, list[bool]] = defaultdict(list)
+    first = {line.invoice: line for line in reversed(lines)}
+    for line in first.values():
+        if line.country == "United Kingdom" and line.invoice[0] != "A":
+            days[line.day].append(line.invoice[0] == "C")
+    series = [(day, Fraction(sum(cancelled), len(cancelled))) for day, cancelled in sorted(days.items())]
+    found = {}
+    for number, (day, value) in enumerate(series):
+        before = [other for _, other in series[max(0, number - 28) : number]]
+        if len(before) < 14 or value <= Fraction(1, 5):
+            continue
+        expected = statistics.median(before)
+        spread = statistics.median(abs(other - expected) for other in before)
+        if spread and (value - expected) / (Fraction("1.4826") * spread) > 3:
+            found[day] = (value, expected)
+    return found
+
+
+def test_the_shipped_rule_fires_on_exactly_the_days_that_are_unusual(retail: Retail) -> None:
+    from barecount_assets.action_work import ActionWork
+
+    expected = unusual_days(retail.lines)
+    assert len(expected) == 5, "neither none nor every day"
+    told = json.loads(retail.project.command(
+        "actions", "evaluate", "cancellations_unusual", "--since", "2000-01-01", "--json").stdout)
+    assert [job["period"] for job in told["jobs"] if job["kind"] == "alert"] == sorted(expected)
+    assert {line["event"] for line in told["events"] if line["outcome"] == "job"} == {
+        job["occurrences"][0]["event_id"] for job in told["jobs"] if job["kind"] == "alert"}
+    work = ActionWork.of(retail.project.environment)
+    work.evaluate()
+    rows = retail.project.rows(
+        "select period, draft -> 'occurrences' -> 0 -> 'facts' from platform.action_job "
+        "where rule = 'cancellations_unusual' and kind = 'alert' order by job_id")
+    assert [period for period, _ in rows] == sorted(expected)
+    for period, facts in rows:
+        assert [float(facts[name]) for name in ("value", "expected")] == pytest.approx(
+            [float(number) for number in expected[period]], abs=1e-6)
+    assert work.evaluate().idle

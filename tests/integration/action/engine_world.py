@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from barecount_assets.stages.environment import StageEnvironment
 from resources.action import jobs, templates
 from resources.action.delivery import endpoints
 from resources.action.engine import Rulebook
@@ -16,9 +17,11 @@ from resources.governance import declarations
 from resources.governance.actions import ActionRule
 from resources.governance.declarations import Declarations
 from resources.governance.endpoints import Endpoint
+from resources.host.tenants import EgressOpening
 from resources.runtime import events
 from resources.runtime.database import Database, fetch
 from resources.runtime.settings import Settings
+from resources.trust.secrets import Secrets
 from resources.trust.signing import KeyStore
 
 NOW = dt.datetime(2026, 4, 1, 12, tzinfo=dt.UTC)
@@ -60,7 +63,7 @@ class World:
         with database.transaction() as connection:
             for tenant in TENANTS:
                 fetch(connection, "select platform.register_tenant($1, $1, 'hash')", (tenant,))
-                endpoints.register(connection, endpoint(tenant), {"signing": "1"}, now=NOW)
+                endpoints.register(connection, endpoint(tenant), lambda reference: "1", now=NOW)
         return world
 
     @property
@@ -70,6 +73,27 @@ class World:
     @property
     def book(self) -> Rulebook:
         return jobs.rulebook(self.declarations)
+
+    def receive_at(self, url: str) -> World:
+        """Let both tenants' endpoint `ops` lead to a receiver on this machine."""
+        secrets = Secrets.of(self.settings.data_dir, self.database)
+        opening = (EgressOpening(target="127.0.0.1", plaintext=True, reason="the test's receiver"),)
+        tenants = {
+            name: tenant.model_copy(update={"spec": tenant.spec.model_copy(update={"egress": opening})})
+            for name, tenant in self.declarations.tenants.items()}
+        self.declarations = replace(self.declarations, tenants=tenants)
+        for tenant in TENANTS:
+            signing = "whsec_" + "c2VjcmV0LW9mLXRoZS10ZXN0cy1ub3QtcmVhbC0xMjM0"
+            version = secrets.keep(tenant, "ops", {"signing": signing})
+            declared = endpoint(tenant, url=f"{url}/{tenant}")
+            with self.database.transaction() as connection:
+                endpoints.register(connection, declared, lambda reference, found=version: found, now=NOW)
+                endpoints.verified(connection, tenant, "ops", now=NOW, code=None, how="by the test")
+        return self
+
+    @property
+    def environment(self) -> StageEnvironment:
+        return StageEnvironment(self.settings, self.database, self.declarations)
 
     def publish(self, name: str = "kpi_alert", tenants: Sequence[str] = TENANTS) -> World:
         """Dry run, submit and publish a shipped template."""
