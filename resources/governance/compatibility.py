@@ -316,6 +316,7 @@ _ASPECTS: Mapping[str, _Aspect] = {
         # who handles data as internal must not be handed confidential data
         lambda c: c.classification, lambda reader, writer: _rank(reader.classification) >= _rank(writer.classification)
     ),
+    "unit": _Aspect(lambda c: c.unit, lambda reader, writer: reader.unit in (None, writer.unit)),
     "values": _Aspect(lambda c: c.valid_values, _values_read),
     "minimum": _Aspect(_option("minimum"), _bound_read(_LOWER, 1)),
     "exclusiveMinimum": _Aspect(_option("exclusiveMinimum"), _bound_read(_LOWER, 1)),

@@ -98,6 +98,8 @@ def test_fields_are_added_and_removed(field: Column, read_as_files: str, read_in
     pytest.param({"source_name": "A"}, {"source_name": "B"}, "none", id="called otherwise at the source"),
     pytest.param({"options": {"format": "yyyyMMdd"}}, {"options": {"format": "yyyy-MM-dd"}}, "none", id="format"),
     pytest.param({"primary_key": True}, {}, "none", id="no longer the key"),
+    pytest.param({"unit": "EUR"}, {"unit": "USD"}, "none", id="another unit"),
+    pytest.param({}, {"unit": "EUR"}, "forward", id="a unit is declared"),
     pytest.param({"description": "x"}, {"description": "y"}, "full", id="other words"),
 ])  # fmt: skip
 def test_what_a_field_declares_may_only_loosen_for_who_reads_it(old: Any, new: Any, expected: str) -> None:
