@@ -7,6 +7,7 @@ leads to a second message.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from resources.action.delivery.adapters.base import (
     Challenge,
@@ -19,6 +20,7 @@ from resources.action.delivery.adapters.base import (
 )
 from resources.action.delivery.model import Message, Outcome, Result
 from resources.governance.endpoints import SlackEndpoint
+from resources.runtime.redaction import protect
 from resources.security.http_client import Request, Response
 
 _REJECTED = frozenset((400, 404, 413))
@@ -58,8 +60,11 @@ class SlackAdapter:
     def _post(self, dispatch: Dispatch[SlackEndpoint], document: dict[str, Any]) -> Response:
         if dispatch.target.token is not None:
             return self._call(dispatch, "chat.postMessage", {"channel": dispatch.target.channel, **document})
-        request = Request("POST", dispatch.secret("webhook_url"), {"Content-Type": "application/json"},
-                          json_body(document))
+        url = dispatch.secret("webhook_url")
+        path = urlsplit(url).path
+        protect(path)  # the secret part of it, and what an error page would repeat
+        protect(path.rpartition("/")[2])
+        request = Request("POST", url, {"Content-Type": "application/json"}, json_body(document))
         return self._network.http.send(request, dispatch.policy)
 
     def _call(self, dispatch: Dispatch[SlackEndpoint], method: str, document: dict[str, Any]) -> Response:
