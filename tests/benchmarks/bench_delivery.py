@@ -37,7 +37,7 @@ TENANT = "acme"
 EVENT = {
     "specversion": "1.0", "type": "barecount.kpi.changed", "source": "/barecount/acme/order_to_cash",
     "subject": "order_to_cash.dso", "tenant": TENANT, "data": {
-        "kpi": "dso", "version": "1.0.0", "period": "2026-03", "grain": "month", "dimensions": {"segment": "Enterprise"},
+        "kpi": "dso", "version": "1.0.0", "period": "2026-03", "grain": "month", "dimensions": {"segment": "Large"},
         "value": "61.4183", "previous": "44.0127", "threshold_state": "breached", "publication_version": 17}}
 
 
