@@ -232,3 +232,33 @@ def test_a_raw_table_is_rebuilt_from_objects_of_either_type(new_site: Callable[.
     assert {row[5] for row in before} == {"14", f"{SECOND} net"}
     rebuild.rebuild(site.environment, "order_to_cash.customers", None)
     assert site.rows(query) == before
+
+
+def test_the_command_lists_shows_and_decides(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from barecount_assets.cli.main import app
+
+    for name, value in {"PROJECT_DIR": site.settings.project_dir, "DATA_DIR": site.settings.data_dir,
+                        "DATABASE_URL": site.database.admin_url}.items():
+        monkeypatch.setenv(f"BARECOUNT_{name}", str(value))
+
+    def drift(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, ["drift", *arguments])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    (row,) = json.loads(drift("list", "--json"))
+    number = str(row["drift_id"])
+    assert (row["tenant"], row["status"], row["partitions"]) == ("acme", "open", [SECOND])
+    assert "field DiscountPct was added" in drift("list") and "no drift waits" in drift("list", "--tenant", "globex")
+    shown = drift("show", number)
+    assert "physicalName: DiscountPct" in shown and "quarantine" in shown
+    assert f"waiting    1 of 1 batches: {SECOND}" in shown
+    assert "+version: 1.1.0" in drift("accept", number, "--reason", "new", "--dry-run")
+    assert site.drifts("acme")[0].status == "open", "a dry run decides nothing"
+    assert "--reason" in drift("reject", number, code=2)
+    assert "barecount run order_to_cash --tenant acme" in drift("reject", number, "--reason", "no", "--by", "ann")
+    assert "rejected already by ann: no" in drift("accept", number, "--reason", "yes", code=1)
+    assert json.loads(drift("show", number, "--json"))["decision"]["by"] == "ann"
+    assert "contract.drift_decided" in drift("accept", number, "--reason", "yes", "--json", code=1)
