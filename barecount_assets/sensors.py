@@ -116,6 +116,7 @@ def drift_decided(manifest: Pipeline, job: dg.JobDefinition) -> dg.SensorDefinit
         job=job,
         evaluation_fn=_take_up(manifest),
         minimum_interval_seconds=_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,  # whoever decided has asked for it
         description="Days that waited for a decision on drift start again once it is made.",
     )
 
