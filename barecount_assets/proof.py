@@ -60,6 +60,8 @@ class Proof:
     verified: Sequence[Verified] = field(default=())
     findings: Sequence[str] = ()
     held: Sequence[str] = ()  # days that wait for a decision on drift: they are in the number as they were before
+    expired: Sequence[Mapping[str, Any]] = ()
+    """Raw batches deleted under retention: their checksums are on record, their bytes cannot be compared any more."""
 
     @property
     def holds(self) -> bool:
@@ -101,7 +103,7 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
             *_verify_snapshot(connection, kpi, tenant_id, publication, published, columns),
             *_verify_gdps(connection, environment, kpi.metadata.pipeline, tenant_id, publication["run_id"], normalized),
         ]
-        batches, checks = _batches(connection, environment, tenant_id, normalized["inputs"])
+        batches, checks, expired = _batches(connection, environment, tenant_id, normalized["inputs"])
         inclusion = None if findings else _inclusion(connection, tenant_id, publication["evidence_seq"])
         return Proof(
             tenant_id=tenant_id,
@@ -140,6 +142,7 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
             findings=findings,
             held=[str(day or "undated") for day in
                   drift_register.held_days(connection, tenant_id, kpi.metadata.pipeline)],
+            expired=expired,
         )
 
 
@@ -299,23 +302,31 @@ def _gates(connection: psycopg.Connection, tenant_id: str, published: Mapping[st
 
 def _batches(
     connection: psycopg.Connection, environment: StageEnvironment, tenant_id: str, inputs: Sequence[Sequence[str]]
-) -> tuple[list[dict[str, Any]], list[Verified]]:
-    """The raw batches of the run, each object's bytes hashed again."""
+) -> tuple[list[dict[str, Any]], list[Verified], list[dict[str, Any]]]:
+    """The raw batches of the run, each object's bytes hashed again, and those of which retention left only evidence."""
     rows = fetch_dicts(
         connection,
         "select dataset, source_id, partition_date, content_sha256, object_key, object_sha256, received, accepted, "
-        "quarantined, contract_version, evidence_seq from platform.raw_batch where tenant_id = $1 order by batch_id",
+        "quarantined, contract_version, b.evidence_seq, e.expired_at, e.evidence_seq as expired_in_entry "
+        "from platform.raw_batch b left join platform.raw_expiry e using (batch_id) where b.tenant_id = $1 "
+        "order by b.batch_id",
         (tenant_id,),
     )
     known = {(r["dataset"], str(r["partition_date"] or ""), r["content_sha256"]): r for r in rows}
-    batches, checks = [], []
+    batches, checks, expired = [], [], []
     for dataset, source_id, day, content in inputs:
         batch = known.get((dataset, day, content))
         if batch is None:
             checks.append(Verified(f"raw batch {dataset}/{source_id}", content, "not registered"))
             continue
+        batches.append(batch)
         recorded = _entry(connection, tenant_id, batch["evidence_seq"])["object_sha256"]
+        if batch["expired_at"] is not None:
+            named = _entry(connection, tenant_id, batch["expired_in_entry"])["batches"]
+            listed = next((b["object_sha256"] for b in named if b["object_key"] == batch["object_key"]), "not named")
+            checks.append(Verified(f"expired raw object of {dataset}/{source_id}, as named then", recorded, listed))
+            expired.append(batch)
+            continue
         found = environment.raw_store.sha256(batch["object_key"]) or "missing"
         checks.append(Verified(f"raw object of {dataset}/{source_id}", recorded, found))
-        batches.append(batch)
-    return batches, checks
+    return batches, checks, expired

@@ -49,6 +49,12 @@ def show(proof: Proof, *, as_json: bool) -> None:
             console.print(f"             and {count - _LISTED_BATCHES} more (--json lists all)", style="dim")
     if proof.held:
         console.print(f"held       {', '.join(proof.held)}: waits for a decision on drift, `barecount drift list`")
+    if proof.expired:
+        newest = max(batch["expired_at"] for batch in proof.expired)
+        console.print(
+            f"[yellow]expired[/]    {len(proof.expired)} of {len(proof.batches)} raw batches were deleted under "
+            f"retention, the last on {newest:%Y-%m-%d}: evidence names their checksums, their bytes cannot be compared "
+            "any more", soft_wrap=True)
     console.print(f"code       {proof.code_version[:16]}…, manifest {proof.manifest_hash[:16]}…")
     if proof.inclusion is not None:
         console.print(

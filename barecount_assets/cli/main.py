@@ -20,6 +20,8 @@ from barecount_assets.cli import (
     lineage,
     output,
     quarantine,
+    raw,
+    replay,
     runners,
     secrets,
 )
@@ -28,8 +30,7 @@ from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="BareCount: source -> raw -> GDP -> KPI -> published, every number with its proof.")
-raw_app = typer.Typer(no_args_is_help=True, help="The raw store and the tables loaded from it.")
-app.add_typer(raw_app, name="raw")
+app.add_typer(raw.app, name="raw")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(drift.app, name="drift")
 app.add_typer(evidence.app, name="evidence")
@@ -39,6 +40,7 @@ action_jobs.app.add_typer(action_templates.app, name="templates")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(lineage.app, name="lineage")
 app.add_typer(runners.app, name="runners")
+command(app)(replay.replay)
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
@@ -123,6 +125,12 @@ def run(
     to: Annotated[str | None, typer.Option("--to", help="Last day, included.")] = None,
     source: Annotated[list[str] | None, typer.Option("--source", help="NAME=PATH, where a source lies.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whether there is anything to do.")] = False,
+    backfill: Annotated[
+        bool, typer.Option("--backfill", help="Partition by partition, on record as one, resumed where it stopped."),
+    ] = False,
+    by_partition: Annotated[
+        str, typer.Option("--partition", help="With --backfill: day, week, month or fiscal_period."),
+    ] = "month",
     as_json: Json = False,
 ) -> None:
     """Run a pipeline and show progress. What is done already is not done again."""
@@ -131,10 +139,29 @@ def run(
     if date is not None and (from_ is not None or to is not None):
         raise typer.BadParameter("--date stands alone, without --from and --to")
     start, end = (_day(date), _day(date)) if date else (_day(from_), _day(to))
+    if backfill:
+        _backfill(pipeline, tenant, start, end, _sources(source or []), by_partition, dry_run=dry_run, as_json=as_json)
+        return
     ok = runs.run(
         environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json
     )
     if not ok:
+        raise typer.Exit(1)
+
+
+def _backfill(
+    pipeline: str, tenant: str | None, start: dt.date | None, end: dt.date | None, paths: dict[str, str],
+    granularity: str, *, dry_run: bool, as_json: bool,
+) -> None:
+    from barecount_assets.cli import backfills, runs
+
+    allowed = ("day", "week", "month", "fiscal_period")
+    if granularity not in allowed:
+        raise typer.BadParameter(f"{granularity!r} is no partition, allowed: {', '.join(allowed)}")
+    opened = environment()
+    tenants = runs.tenants_of(opened, pipeline, tenant)
+    runs.require_known_sources(opened, pipeline, paths)
+    if not backfills.run(opened, pipeline, tenants, start, end, paths, granularity, dry_run=dry_run, as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -246,22 +273,6 @@ def migrate() -> None:
 
     Database.open(settings(), migrate=True)
     typer.echo("the platform schema is up to date")
-
-
-@command(raw_app, "rebuild")
-def raw_rebuild(
-    dataset: Annotated[str, typer.Argument(help="namespace.name")], tenant: Tenant = None, as_json: Json = False
-) -> None:
-    """Load a raw table again from the raw store, after checking every object's checksum."""
-    from barecount_assets.stages.ingestion import rebuild
-
-    result = rebuild.rebuild(environment(), dataset, tenant)
-    if as_json:
-        output.print_json(result)
-    else:
-        typer.echo(f"{dataset}: {result['rows']} rows of {result['batches']} batches loaded again from the raw store")
-
-
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ def run(
 ) -> bool:
     """Run for one tenant or all; True when every run is done."""
     manifest = environment.declarations.pipeline(pipeline)
-    tenants = _tenants(environment, pipeline, tenant)
-    _require_known_sources(pipeline, [source.name for source in manifest.spec.sources], source_paths)
+    tenants = tenants_of(environment, pipeline, tenant)
+    require_known_sources(environment, pipeline, source_paths)
     first, last = lifecycle.window_of(manifest, start, end)
     outcomes = []
     for tenant_id in tenants:
@@ -54,7 +54,8 @@ def _probe(environment: StageEnvironment, request: RunRequest) -> RunOutcome:
     return RunOutcome(request, receipts is None, receipts or [])
 
 
-def _tenants(environment: StageEnvironment, pipeline: str, tenant: str | None) -> tuple[str, ...]:
+def tenants_of(environment: StageEnvironment, pipeline: str, tenant: str | None) -> tuple[str, ...]:
+    """The tenant asked for, or all of the pipeline. Raises BareCountError declaration.unknown."""
     declared = environment.declarations.pipeline(pipeline).spec.tenants
     if tenant is None:
         return declared
@@ -67,7 +68,9 @@ def _tenants(environment: StageEnvironment, pipeline: str, tenant: str | None) -
     return (tenant,)
 
 
-def _require_known_sources(pipeline: str, known: list[str], given: Mapping[str, str]) -> None:
+def require_known_sources(environment: StageEnvironment, pipeline: str, given: Mapping[str, str]) -> None:
+    """Raises BareCountError declaration.unknown for a path of a source that the pipeline does not have."""
+    known = [source.name for source in environment.declarations.pipeline(pipeline).spec.sources]
     for name in given:
         if name not in known:
             raise BareCountError(

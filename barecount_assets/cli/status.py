@@ -72,7 +72,8 @@ def _age(at: dt.datetime | None) -> str:
 _STATE = """
 select
     (select count(*) from platform.raw_batch where tenant_id = $1 and pipeline = $2 and is_current) as batches,
-    (select count(*) from platform.quarantine where tenant_id = $1 and pipeline = $2) as quarantined,
+    (select count(*) from platform.quarantine_record
+     where tenant_id = $1 and pipeline = $2 and state = 'open') as quarantined,
     (select max(run_id) from platform.stage_run
      where tenant_id = $1 and pipeline = $2 and stage = 'normalization') as run_id,
     (select count(*) from platform.gate_result where tenant_id = $1 and pipeline = $2) as decided,

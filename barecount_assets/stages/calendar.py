@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import psycopg
+import pyarrow as pa
 from psycopg import sql
 
 from barecount_assets.stages import history, lineage
@@ -39,15 +41,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         )
         with connection.transaction():
             fetch(connection, "delete from gdp.calendar where tenant_id = $1", (spec.tenant_id,))
-            with connection.cursor() as cursor:
-                columns = sql.SQL(", ").join(map(sql.Identifier, table.column_names))
-                statement = sql.SQL("copy {} ({}) from stdin").format(_TABLE, columns)
-                with cursor.copy(statement.as_string(connection)) as copy:
-                    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                        copy.write_row(row)
-            digest, rows = content.hash_of(
-                connection, _TABLE, sql.SQL("tenant_id = $1"), (spec.tenant_id,), table.column_names
-            )
+            digest, rows = fill(connection, _TABLE, spec.tenant_id, table)
             receipt = StageReceipt(
                 stage=Stage.CALENDAR, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,
                 counts={"rows": rows}, outputs=(Output("calendar", digest, rows),), facts={"run_id": run_id},
@@ -59,3 +53,14 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             )
         progress("calendar", 1, 1)
         return receipt
+
+
+def fill(connection: psycopg.Connection, target: sql.Identifier, tenant_id: str, table: pa.Table) -> tuple[str, int]:
+    """Copy a tenant's date table into a table of the same columns; returns (content hash, rows)."""
+    with connection.cursor() as cursor:
+        columns = sql.SQL(", ").join(map(sql.Identifier, table.column_names))
+        statement = sql.SQL("copy {} ({}) from stdin").format(target, columns)
+        with cursor.copy(statement.as_string(connection)) as copy:
+            for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                copy.write_row(row)
+    return content.hash_of(connection, target, sql.SQL("tenant_id = $1"), (tenant_id,), table.column_names)

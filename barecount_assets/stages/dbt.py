@@ -46,9 +46,13 @@ class NodeResult:
 
 
 def build(
-    environment: StageEnvironment, select: Sequence[str], variables: Mapping[str, Any], progress: Progress
+    environment: StageEnvironment, select: Sequence[str], variables: Mapping[str, Any], progress: Progress,
+    scratch: str | None = None,
 ) -> list[NodeResult]:
     """Run the selected models and their data tests.
+
+    With `scratch` every model, the register of batches and the calendar are those of that schema, and no test runs.
+    The environment must then have a data folder of its own: the parsed manifest is kept by it.
 
     Raises:
         BareCountError: transform.failed with the first failing node; database.unavailable when the server went away.
@@ -57,11 +61,13 @@ def build(
 
     with _lock, _profile(environment):
         manifest = _parsed(environment.settings)
+        if scratch is not None:
+            _relocate(manifest, scratch)
         watcher = _Watcher(progress)
         runner = dbtRunner(manifest=manifest, callbacks=[watcher])
+        verb = ["run"] if scratch else ["build", "--exclude-resource-type", "unit_test"]
         outcome = runner.invoke(
-            ["build", *_flags(environment.settings), "--exclude-resource-type", "unit_test",
-             "--select", *select, "--vars", json.dumps(variables)]
+            [*verb, *_flags(environment.settings), "--select", *select, "--vars", json.dumps(variables)]
         )
     if outcome.exception is not None:
         raise _failure("dbt", str(outcome.exception))
@@ -127,6 +133,14 @@ def _parsed(settings: Settings) -> Any:
             raise _failure("dbt parse", str(outcome.exception))
         _manifests[key] = outcome.result
     return _manifests[key]
+
+
+def _relocate(manifest: Any, schema: str) -> None:
+    """Let a parsed project work in another schema; of its sources only the raw tables stay where they are."""
+    for node in (*manifest.nodes.values(), *manifest.sources.values()):
+        if node.resource_type in ("model", "source") and node.schema != "raw":
+            node.relation_name = (node.relation_name or "").replace(f'"{node.schema}"', f'"{schema}"') or None
+            node.schema = schema
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings, code_version
 
 if TYPE_CHECKING:
+    from resources.storage.artefacts import Artefact
     from resources.storage.raw_store import RawStore
 
 _LOCK_SPACE = 0x0BC0  # first key of the two-key advisory locks of stages
@@ -77,6 +78,15 @@ class StageEnvironment:
         from resources.storage.raw_store import RawStore
 
         return RawStore(self.settings.raw_store)
+
+    @cached_property
+    def artefact(self) -> Artefact:
+        """The project's sources, packed when a run first asks: it computes with these."""
+        from resources.storage.artefacts import pack
+
+        return pack(self.settings.project_dir, [
+            (dataset, layer, contract.version, contract.hash)
+            for (dataset, layer), contract in self.declarations.contracts.items()])
 
     @property
     def code_version(self) -> str:

@@ -14,6 +14,9 @@ from resources.runners.identity import current as current_runner
 from resources.runners.stage import Stage, StageReceipt, run_token
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts
+from resources.runtime.settings import stage_code_version
+from resources.storage import artefacts
+from resources.storage.artefacts import Artefact
 from resources.trust import ledger
 
 
@@ -65,12 +68,16 @@ def token_for(
 
 def finish(
     connection: psycopg.Connection, receipt: StageReceipt, run_id: int, basis: Mapping[str, Any],
-    evidence: Mapping[str, Any],
+    evidence: Mapping[str, Any], artefact: Artefact | None = None,
 ) -> int:
     """Record a finished stage run, its evidence and its lineage in the caller's transaction.
 
-    Returns the number of the entry.
+    Returns the number of the entry. With the artefact it was computed with, the run can be computed again.
     """
+    if artefact is not None:
+        artefacts.record(connection, artefact, stage_code_version(), receipt.tenant_id, receipt.pipeline,
+                         receipt.stage.value, receipt.run_token)
+        evidence = {**evidence, "artefact": artefact.sha256}
     seq = ledger.append(
         connection,
         ledger.Entry(receipt.tenant_id, f"{receipt.stage}.finished", receipt.pipeline, receipt.run_token,

@@ -119,6 +119,7 @@ def _commit(
             "calendar": definition["calendar"], "manifest_hash": manifest.hash,
             "code_version": environment.code_version,
         },
+        artefact=environment.artefact,
     )
     return receipt
 

@@ -24,7 +24,7 @@ from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec, run_token
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
-from resources.storage import gdp_store, raw_tables
+from resources.storage import gdp_store, raw_tables, retention
 
 
 def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
@@ -71,6 +71,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             raw_tables.ensure(connection, dataset, environment.declarations.contract(dataset, "raw").column_types)
         changed = _changed_batches(connection, spec, datasets)
         scope = _scope(connection, spec, last, definition, run_id)
+        if scope == "all":
+            _require_raw(connection, spec, datasets)
         variables = {
             "tenant": spec.tenant_id, "run_id": run_id, "scope": scope,
             "batches": changed if scope == "changed" else [],
@@ -119,6 +121,7 @@ def _commit(
             "held": [str(day or "undated") for day in held],
             "tests": {"passed": sum(r.kind == "test" and r.passed for r in results)},
         },
+        artefact=environment.artefact,
     )
     return receipt
 
@@ -179,6 +182,20 @@ def _scope(
         (spec.tenant_id, spec.pipeline, Stage.NORMALIZATION.value, last.run_id, run_id),
     )
     return "all" if abandoned else "changed"
+
+
+def _require_raw(connection: psycopg.Connection, spec: StageSpec, datasets: Sequence[str]) -> None:
+    """Everything can be computed again only while all of raw is there: what expired must not vanish from numbers."""
+    expired, newest = retention.expired_that_count(connection, spec.tenant_id, datasets)
+    if expired:
+        raise BareCountError(
+            ErrorCode.STORE_EXPIRED,
+            f"the GDPs of {spec.pipeline} for tenant {spec.tenant_id} are to be computed again whole, as code, "
+            f"contracts or manifest changed, but {expired} raw batches up to {newest} were deleted under retention: "
+            "their rows would vanish from every number",
+            hint=f"go back to the definitions of the last run, or give those days up: barecount raw forget "
+            f"{spec.pipeline} --tenant {spec.tenant_id} --reason WHY",
+        )
 
 
 def _versions(connection: psycopg.Connection, model: str, tenant_id: str, run_id: int) -> dict[str, int]:

@@ -30,6 +30,7 @@ class ErrorCode(enum.StrEnum):
     DRIFT_DECIDED = "contract.drift_decided"
     STORE_CONFLICT = "store.conflict"
     STORE_CORRUPT = "store.corrupt"
+    STORE_EXPIRED = "store.expired"
     STORE_FULL = "store.full"
     STORE_UNAVAILABLE = "store.unavailable"
     DATABASE_UNAVAILABLE = "database.unavailable"

@@ -90,12 +90,22 @@ def code_version(project_dir: Path) -> str:
 
     Paths and contents count, modification times do not, so that two checkouts of one commit agree.
     """
+    dbt_project = (project_dir, project_dir / "dbt_project", (".sql", ".yml", ".yaml", ".csv"))
+    return _digest([*_STAGE_CODE, dbt_project])
+
+
+@lru_cache(maxsize=1)
+def stage_code_version() -> str:
+    """SHA-256 (hex) over the part of `code_version` that no project has: stage code and resources."""
+    return _digest(_STAGE_CODE)
+
+
+_STAGE_CODE = [(_CODE_ROOT, _CODE_ROOT / "barecount_assets" / "stages", (".py", ".sql")),
+               (_CODE_ROOT, _CODE_ROOT / "resources", (".py", ".sql"))]
+
+
+def _digest(trees: list[tuple[Path, Path, tuple[str, ...]]]) -> str:
     digest = hashlib.sha256(SOFTWARE_VERSION.encode())
-    trees = [
-        (_CODE_ROOT, _CODE_ROOT / "barecount_assets" / "stages", (".py", ".sql")),
-        (_CODE_ROOT, _CODE_ROOT / "resources", (".py", ".sql")),
-        (project_dir, project_dir / "dbt_project", (".sql", ".yml", ".yaml", ".csv")),
-    ]
     for root, tree, suffixes in trees:
         for path in sorted(p for p in tree.rglob("*") if p.suffix in suffixes and _is_source(p.relative_to(tree))):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0")

@@ -57,6 +57,9 @@ class Backend(Protocol):
     def open(self, key: str) -> pa.NativeFile:
         """Open for reading; source.not_found semantics are those of `RawStore`."""
 
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+
 
 class RawStore:
     """Write and read raw objects. `location` is a folder or `s3://bucket/prefix`."""
@@ -95,6 +98,16 @@ class RawStore:
             while chunk := source.read(_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
+
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there: retention alone does.
+
+        Raises:
+            BareCountError: store.unavailable when the store refuses, as one with object lock does.
+        """
+        with _store_errors():
+            self._backend.delete(key)
 
 
 def prefix_of(tenant_id: str, dataset: str, load_date: str, run_token: str) -> str:
@@ -227,6 +240,14 @@ class _Folder:
     def open(self, key: str) -> pa.NativeFile:
         return pa.OSFile(str(self._root / key), "rb")
 
+    def delete(self, key: str) -> None:
+        path = self._root / key
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == self._root or not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
 
 class _S3:
     """Objects in S3: conditional puts (`If-None-Match: *`) make writing once a promise of the store."""
@@ -271,6 +292,14 @@ class _S3:
             spool.write(chunk)
         spool.seek(0)
         return pa.PythonFile(spool, "r")
+
+    def delete(self, key: str) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._client().delete_object(Bucket=self._bucket, Key=self._key(key))
+        except ClientError as error:
+            raise self._unavailable(error) from error
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key

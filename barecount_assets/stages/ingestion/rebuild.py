@@ -71,5 +71,8 @@ def _chain(first: Any, rest: Any) -> Any:
 
 _BATCHES = """
 select batch_id, object_key, object_sha256, accepted, evidence_seq
-from platform.raw_batch where tenant_id = $1 and dataset = $2 order by batch_id
+from platform.raw_batch b
+where tenant_id = $1 and dataset = $2
+    and not exists (select from platform.raw_expiry e where e.batch_id = b.batch_id)
+order by batch_id
 """

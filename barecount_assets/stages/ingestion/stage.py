@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -452,10 +452,11 @@ def _finish(
     content = run_token(content=sorted(batch["content_sha256"] for batch in unique))
     raw = environment.declarations.contract(extraction.dataset, "raw")
     schema, waiting = schema_check.check(connection, spec, extraction, unique)
-    judged = [number for batch in unique if (number := batch["batch_id"]) not in waiting or schema.blocking]
+    there = _not_expired(connection, unique)
+    judged = [number for batch in there if (number := batch["batch_id"]) not in waiting or schema.blocking]
     checks = (
         schema,
-        _accounting_check(extraction, counts, connection, unique),
+        _accounting_check(extraction, connection, there),
         dataset_rules.check(connection, raw, judged),
     )
     per_day: dict[str, dict[str, int]] = {}
@@ -505,22 +506,31 @@ def _finish(
     return receipt
 
 
+def _not_expired(connection: psycopg.Connection, batches: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The batches whose rows retention has left where they are."""
+    ids = [batch["batch_id"] for batch in batches]
+    rows = fetch(connection, "select batch_id from platform.raw_expiry where batch_id = any($1)", (ids,))
+    expired = {batch_id for (batch_id,) in rows}
+    return [batch for batch in batches if batch["batch_id"] not in expired]
+
+
 def _accounting_check(
-    extraction: Contract, counts: dict[str, int], connection: psycopg.Connection, batches: Any
+    extraction: Contract, connection: psycopg.Connection, batches: Sequence[dict[str, Any]]
 ) -> CheckOutcome:
     """Recount what is stored and compare with what was received: the promise, checked where it could break."""
     ids = [batch["batch_id"] for batch in batches]
+    received = sum(batch["received"] for batch in batches)
     stored = raw_tables.count_rows(connection, extraction.dataset, ids)
     quarantined = fetch(
         connection, "select count(*) from platform.quarantine where batch_id = any($1) and stage = $2",
         (ids, Stage.INGESTION.value),
     )[0][0]
-    passed = counts["received"] == stored + quarantined
+    passed = received == stored + quarantined
     return CheckOutcome(
         "nothing_lost", extraction.dataset, passed, True,
-        f"received {counts['received']} = accepted {stored} + quarantined {quarantined}" if passed
-        else f"received {counts['received']}, but {stored} rows and {quarantined} quarantined records are stored",
-        {"received": counts["received"], "accepted": stored, "quarantined": quarantined},
+        f"received {received} = accepted {stored} + quarantined {quarantined}" if passed
+        else f"received {received}, but {stored} rows and {quarantined} quarantined records are stored",
+        {"received": received, "accepted": stored, "quarantined": quarantined},
     )
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from barecount_assets.cli.main import app
 from barecount_assets.stages import execute, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import edited_records
 from barecount_assets.stages.ingestion.replay import BatchReplay, ReplayRequest, replay
-from resources.governance import declarations
 from resources.runners.stage import Placement, Stage, StageSpec, iso_window
 from resources.runtime.database import Database, fetch
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -78,7 +79,7 @@ class Erp:
 
 @pytest.fixture
 def erp(database: Database, settings: Settings) -> Erp:
-    return Erp(StageEnvironment(settings, database, declarations.load(settings.project_dir)))
+    return Erp(StageEnvironment.using(settings, database))
 
 
 def test_a_field_is_fixed_and_the_record_replayed_once(erp: Erp) -> None:
@@ -224,3 +225,29 @@ def edit(path: Path, changes: dict[str, str | None]) -> None:
         frame.to_parquet(path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in frame.astype(object).to_dict("records")))
+
+
+def test_the_verbs_tell_one_story(erp: Erp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    erp.ingest("invoices_2026-01-05.csv", GOOD, WRONG_UNIT, CUT)
+    settings = erp.environment.settings
+    for name, value in (("PROJECT_DIR", settings.project_dir), ("DATA_DIR", settings.data_dir),
+                        ("RAW_STORE", settings.raw_store), ("DATABASE_URL", erp.environment.database.admin_url)):
+        monkeypatch.setenv(f"BARECOUNT_{name}", str(value))
+
+    def command(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["quarantine", *arguments])
+        assert result.exit_code == 0, (arguments, result.output, result.exception)
+        return result.output
+
+    assert "rule_broken" in command("list") and "too_few_fields" not in command("list", "--reason", "rule_broken")
+    shown = json.loads(command("show", "2", "--json"))
+    assert (shown["state"], shown["payload"]) == ("open", WRONG_UNIT.replace("\u00e9", "\\351"))
+    assert "NORD" in command("show", "2")
+    assert "2 records" in command("export", str(tmp_path / "refused.csv"), "--dataset", DATASET)
+    assert "would be discarded" in command("discard", "--id", "1", "--why", "a test record", "--dry-run")
+    assert erp.states() == {"open": 2}
+    assert "1 records discarded" in command("discard", "--id", "1", "--why", "a test record")
+    assert "1 would be replayed" in command("replay", "--fix", "BusinessUnit=NORTH", "--dry-run")
+    assert "barecount run order_to_cash --tenant acme" in command("replay", "--fix", "BusinessUnit=NORTH")
+    assert "no open record" in command("replay", "--fix", "BusinessUnit=NORTH")
+    assert erp.states() == {"replayed": 1, "discarded": 1}

@@ -1,0 +1,183 @@
+"""Retention: raw partitions are deleted when everything declared lets them go, and evidence names what went.
+
+How long a partition is kept is the longer of two declarations: the raw contract's retention, and the manifest's
+`retention.raw_days` with the tenant's override. A legal hold keeps what it covers, whatever is declared.
+
+The rows, the evidence (with the checksum of every object) and the event change in one transaction; objects are deleted
+after it. A crash in between leaves objects that the next `expire` deletes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+from barecount_assets.stages.environment import StageEnvironment
+from resources.runners.stage import run_token
+from resources.runtime import events
+from resources.runtime.database import fetch
+from resources.runtime.errors import BareCountError, ErrorCode
+from resources.storage import retention
+from resources.storage.retention import Partition
+from resources.trust import ledger
+
+
+@dataclass(frozen=True)
+class Expired:
+    """A partition that is due: deleted, or kept by a hold."""
+
+    partition: Partition
+    days: int
+    evidence_seq: int | None = None
+
+
+def expire(
+    environment: StageEnvironment, now: dt.datetime, by: str, tenant_id: str | None = None,
+    dataset: str | None = None, *, dry_run: bool = False,
+) -> list[Expired]:
+    """Delete every partition that is due at `now` and not held; says which, and which holds keep."""
+    results = []
+    for tenant, pipeline, name, days in _declared(environment, tenant_id, dataset):
+        with environment.exclusive(tenant, pipeline) as connection:
+            for partition in retention.due(connection, tenant, name, days, now.date()):
+                if dry_run or partition.hold is not None:
+                    results.append(Expired(partition, days))
+                else:
+                    results.append(Expired(partition, days, _expire(connection, partition, days, by)))
+    if not dry_run:
+        with environment.database.connect(autocommit=True) as connection:
+            gone = retention.expired_objects(connection, tenant_id)
+        for key in gone:
+            environment.raw_store.delete(key)
+    return results
+
+
+def forget(environment: StageEnvironment, pipeline: str, tenant_id: str, by: str, reason: str) -> int:
+    """Let expired batches count no longer, so that GDPs can be computed whole from what is left; returns how many."""
+    _require_reason(reason)
+    datasets = [source.dataset for source in environment.declarations.effective(pipeline, tenant_id).spec.sources]
+    with environment.exclusive(tenant_id, pipeline) as connection, connection.transaction():
+        rows = fetch(connection, _TO_FORGET, (tenant_id, datasets))
+        if rows:
+            ids = [row[0] for row in rows]
+            batches = [{"source_id": row[1], "content_sha256": row[2]} for row in rows]
+            _record(connection, tenant_id, "raw.forgotten", pipeline, pipeline,
+                    {"by": by, "reason": reason, "batches": batches})
+            fetch(connection, "delete from platform.source_unit where batch_id = any($1::bigint[])", (ids,))
+            fetch(connection, "update platform.raw_batch set is_current = false where batch_id = any($1::bigint[])",
+                  (ids,))
+            fetch(connection, "update platform.raw_expiry set forgotten = true where batch_id = any($1::bigint[])",
+                  (ids,))
+    return len(rows)
+
+
+def add_hold(
+    environment: StageEnvironment, tenant_id: str, dataset: str | None, first_day: dt.date | None,
+    last_day: dt.date | None, reason: str, by: str,
+) -> int:
+    """Keep partitions whatever retention says, until the hold is released; returns its number.
+
+    Raises:
+        BareCountError: usage without a reason, or for days in the wrong order; declaration.unknown.
+    """
+    _require_reason(reason)
+    if first_day and last_day and first_day > last_day:
+        raise BareCountError(ErrorCode.USAGE, f"the hold ends ({last_day}) before it begins ({first_day})",
+                             hint="give --from the earlier day")
+    environment.declarations.tenant(tenant_id)
+    if dataset is not None:
+        environment.declarations.contract(dataset, "raw")
+    with environment.database.transaction() as connection:
+        environment.register_tenant(connection, tenant_id)
+        seq, token = _record(connection, tenant_id, "hold.added", dataset or "everything", None, {
+            "dataset": dataset, "from": first_day and str(first_day), "to": last_day and str(last_day),
+            "reason": reason, "by": by})
+        return fetch(connection, _ADD_HOLD, (tenant_id, dataset, first_day, last_day, reason, dataset or "everything",
+                                             token, by, seq))[0][0]
+
+
+def release_hold(environment: StageEnvironment, hold_id: int, reason: str, by: str) -> None:
+    """End a hold.
+
+    Raises:
+        BareCountError: usage without a reason; declaration.unknown for a hold that is not in force.
+    """
+    _require_reason(reason)
+    with environment.database.transaction() as connection:
+        held = [hold for hold in retention.holds(connection, None, released=False) if hold.hold_id == hold_id]
+        if not held:
+            raise BareCountError(ErrorCode.DECLARATION_UNKNOWN, f"there is no hold {hold_id} in force",
+                                 hint="`barecount raw hold list` shows them")
+        subject = held[0].dataset or "everything"
+        seq, token = _record(connection, held[0].tenant_id, "hold.released", subject, None,
+                             {"hold": hold_id, "reason": reason, "by": by})
+        fetch(connection, _RELEASE_HOLD, (hold_id, held[0].tenant_id, reason, subject, token, by, seq))
+
+
+def _declared(
+    environment: StageEnvironment, tenant_id: str | None, dataset: str | None
+) -> list[tuple[str, str, str, int]]:
+    """(tenant, pipeline, dataset, days kept) of everything that lands; the longest, where pipelines share a dataset."""
+    declared = environment.declarations
+    kept: dict[tuple[str, str], tuple[str, int]] = {}
+    for pipeline, manifest in declared.pipelines.items():
+        for tenant in manifest.spec.tenants:
+            effective = declared.effective(pipeline, tenant)
+            for source in effective.spec.sources:
+                if (tenant_id or tenant) == tenant and (dataset or source.dataset) == source.dataset:
+                    contract = declared.contract(source.dataset, "raw").retention_days or 0
+                    days = max(effective.spec.retention.raw_days, contract)
+                    known = kept.get((tenant, source.dataset))
+                    kept[tenant, source.dataset] = max(known, (pipeline, days), key=lambda k: k[1]) if known else (
+                        pipeline, days)
+    return [(tenant, pipeline, name, days) for (tenant, name), (pipeline, days) in sorted(kept.items())]
+
+
+def _expire(connection: Any, partition: Partition, days: int, by: str) -> int:
+    ids = [batch.batch_id for batch in partition.batches]
+    with connection.transaction():
+        seq, token = _record(connection, partition.tenant_id, "raw.expired", partition.subject, partition.pipeline, {
+            "dataset": partition.dataset, "day": str(partition.day), "kept_days": days, "since": str(partition.since),
+            "by": by, "rows": sum(batch.rows for batch in partition.batches),
+            "batches": [batch.facts() for batch in partition.batches]})
+        fetch(connection, _EXPIRE, (partition.tenant_id, partition.subject, token, seq, ids))
+        retention.delete_rows(connection, partition.dataset, ids)
+    return seq
+
+
+def _record(
+    connection: Any, tenant_id: str, kind: str, subject: str, pipeline: str | None, payload: dict[str, Any]
+) -> tuple[int, str]:
+    """Evidence and event of one occurrence: (number of the entry, its run token)."""
+    head = fetch(connection, "select seq from platform.evidence_head where tenant_id = $1", (tenant_id,))[0][0]
+    token = run_token(kind=kind, subject=subject, tenant=tenant_id, after=head)
+    seq = ledger.append(connection, ledger.Entry(tenant_id, kind, subject, token, payload))
+    facts = {name: value for name, value in payload.items() if name != "batches"}
+    events.append(connection, events.Event(tenant_id, kind, subject, token, facts, pipeline, seq, token))
+    return seq, token
+
+
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise BareCountError(ErrorCode.USAGE, "this goes on record, and has no reason", hint="say --reason WHY")
+
+
+_EXPIRE = """
+insert into platform.raw_expiry (batch_id, tenant_id, subject, run_token, evidence_seq)
+select batch_id, $1, $2, $3, $4::bigint from unnest($5::bigint[]) as batch_id
+"""
+_TO_FORGET = """
+select b.batch_id, b.source_id, b.content_sha256
+from platform.raw_expiry e join platform.raw_batch b on b.batch_id = e.batch_id
+where b.tenant_id = $1 and b.dataset = any($2) and b.is_current order by b.batch_id
+"""
+_ADD_HOLD = """
+insert into platform.legal_hold (
+    tenant_id, dataset, first_day, last_day, reason, subject, run_token, added_by, evidence_seq)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning hold_id
+"""
+_RELEASE_HOLD = """
+insert into platform.legal_hold_release (hold_id, tenant_id, reason, subject, run_token, released_by, evidence_seq)
+values ($1, $2, $3, $4, $5, $6, $7)
+"""
