@@ -16,6 +16,7 @@ from barecount_assets.cli import (
     action_templates,
     contracts,
     drift,
+    events,
     evidence,
     lineage,
     output,
@@ -35,6 +36,7 @@ app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(drift.app, name="drift")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(contracts.app, name="contracts")
+app.add_typer(events.app, name="events")
 app.add_typer(action_jobs.app, name="actions")
 action_jobs.app.add_typer(action_templates.app, name="templates")
 app.add_typer(secrets.app, name="secrets")

@@ -48,6 +48,7 @@ class ErrorCode(enum.StrEnum):
     TEMPLATE_UNPUBLISHED = "template.unpublished"
     TEMPLATE_IMMUTABLE = "template.immutable"
     ACTION_CONFLICT = "action.conflict"
+    RELAY_FAILED = "relay.failed"
     OBLIGATION_FAILED = "obligation.failed"
     LINEAGE_UNDELIVERED = "lineage.undelivered"
     RUN_IN_PROGRESS = "run.in_progress"
