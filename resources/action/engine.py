@@ -182,6 +182,7 @@ class _Work:
         self._jobs: dict[str, JobDraft] = {}
         self._escalated: list[int] = []
         self._explanations: list[Explanation] = []
+        self._known_values: tuple[Signal | None, SeriesFacts, dict[str, Any]] = (None, _NO_FACTS, {})
 
     def decision(self) -> Decision:
         return Decision(tuple(self._jobs.values()), tuple(self._changed_incidents.values()),
@@ -197,13 +198,22 @@ class _Work:
             return
         incident = known or Incident(signal.tenant_id, rule.name, signal.series)
         facts = signal.series_facts.get(rule.name, _NO_FACTS)
-        values = values_of(signal, facts, rule.spec.parameters)
+        values = self._values_of(signal, facts, rule)
         outcome = self._book.condition(rule).evaluate(values)
         if outcome.holds:
             self._holds(rule, incident, signal, facts)
         else:
             reason = outcome.reason or f"the condition does not hold: {rule.spec.condition}"
             self._holds_not(rule, incident, signal, values, reason)
+
+    def _values_of(self, signal: Signal, facts: SeriesFacts, rule: ActionRule) -> dict[str, Any]:
+        """Values for a rule's conditions; rules that look at the same event and facts share them."""
+        known_signal, known_facts, values = self._known_values
+        if known_signal is not signal or known_facts is not facts:
+            values = values_of(signal, facts, {})
+            self._known_values = (signal, facts, values)
+        values["parameters"] = rule.spec.parameters
+        return values
 
     def _holds(self, rule: ActionRule, incident: Incident, signal: Signal, facts: SeriesFacts) -> None:
         occurrence = Occurrence(signal.event_id, signal.position, signal.series, signal.period, signal.envelope,

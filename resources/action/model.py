@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Literal
 
 EVENT_PREFIX = "barecount."
@@ -69,11 +70,11 @@ class Signal:
     envelope: Mapping[str, Any]
     series_facts: Mapping[str, SeriesFacts] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def data(self) -> Mapping[str, Any]:
         return self.envelope.get("data") or {}
 
-    @property
+    @cached_property
     def dimensions(self) -> Mapping[str, str]:
         return self.data.get("dimensions") or {}
 
@@ -81,7 +82,7 @@ class Signal:
     def period(self) -> str:
         return str(self.data.get("period") or "")
 
-    @property
+    @cached_property
     def series(self) -> str:
         """Names the series: subject, grain and dimensions, as canonical JSON."""
         return json.dumps([self.subject, self.data.get("grain"), self.dimensions], sort_keys=True, ensure_ascii=False)

@@ -33,8 +33,8 @@ def deciding(world: World) -> float:
     """Events a second, three rules each."""
     signals = []
     for number in range(EVENTS):
-        data = {"kpi": "dso", "grain": "month", "period": "2026-03", "period_start": "2026-03-01", "value": _value(number),
-                "dimensions": {"business_unit": f"u{number}"}, "publication_version": 1}
+        data = {"kpi": "dso", "grain": "month", "period": "2026-03", "period_start": "2026-03-01",
+                "value": _value(number), "dimensions": {"business_unit": f"u{number}"}, "publication_version": 1}
         signals.append(Signal(number + 1, f"e{number}", "acme", "barecount.kpi.changed", "dso", NOW,
                               {"subject": "dso", "data": data}))
     start = time.perf_counter()
