@@ -56,7 +56,7 @@ def blocked(shop: Project) -> tuple[RunOutcome, dict[str, object], dict[str, obj
 
 
 def march(project: Project, tenant: str) -> Decimal:
-    return project.series("revenue", tenant, "period", "grain")["2026-03", "month_total"]
+    return project.series("revenue", tenant, "period", "grain", "business_unit")["2026-03", "month_total", None]
 
 
 def test_nothing_downstream_of_a_drifted_day_runs(
