@@ -79,7 +79,7 @@ def canonical(value: Any) -> bytes:
     """Canonical JSON of RFC 8785.
 
     Documents of ASCII text and whole numbers, which nearly all evidence is, need no more than sorted keys; the standard
-    library writes them ten times as fast.
+    library writes them in a quarter of the time.
     """
     if _is_plain(value):
         return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
