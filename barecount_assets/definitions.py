@@ -50,6 +50,7 @@ def build_defs(project_dir: Path | None = None, resources: Mapping[str, Any] | N
         all_schedules += schedules.build(declarations, manifest, job)
         sensor = sensors.file_drop(manifest, job)
         all_sensors += [*([sensor] if sensor else []), sensors.drift_decided(manifest, job)]
+    all_sensors.append(sensors.approvals(dict(zip(declarations.pipelines, all_jobs, strict=True))))
     kpi_events = sensors.kpi_events(declarations)
     return dg.Definitions(
         assets=assets,

@@ -8,6 +8,9 @@ RAW, GDP, KPI, PUBLISHED = "raw", "gdp", "kpi", "published"
 TENANT_TAG = "barecount/tenant"
 SOURCES_TAG = "barecount/sources"
 DRIFT_TAG = "barecount/drift"  # on runs that take up what waited for a decision
+REQUESTED_BY_TAG = "barecount/requested_by"
+BACKFILL_TAG = "barecount/backfill"
+APPROVAL_TAG = "barecount/approval"  # on runs that were started because they were approved
 COMMAND_TAG = "barecount/command"  # on runs that live in the process of a command
 
 

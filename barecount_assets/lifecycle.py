@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from barecount_assets import admission
 from barecount_assets.instance import open_instance
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.approvals import RunRequested
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Placement, Stage, StageReceipt, StageSpec, iso_window
@@ -29,13 +31,14 @@ _STAGES_AFTER_INGESTION = (Stage.CALENDAR, Stage.NORMALIZATION, Stage.KPI_BUILD,
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What was asked for."""
+    """What was asked for, and by whom (the operating system's user where it is left out)."""
 
     pipeline: str
     tenant_id: str
     start: dt.date
     end: dt.date
     source_paths: Mapping[str, str] = field(default_factory=dict)
+    requested_by: str = ""
 
 
 @dataclass
@@ -47,6 +50,7 @@ class RunOutcome:
         receipts: those of the stages that ran (or were asked), in order.
         error: why the run stopped, None when it did not.
         dagster_run_id: the run in the Dagster UI, None when none was needed.
+        warnings: what policies warned of.
     """
 
     request: RunRequest
@@ -54,6 +58,7 @@ class RunOutcome:
     receipts: list[StageReceipt]
     error: BareCountError | None = None
     dagster_run_id: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def window_of(manifest: Pipeline, start: dt.date | None, end: dt.date | None) -> tuple[dt.date, dt.date]:
@@ -114,8 +119,8 @@ def run(
     """Bring one tenant's numbers up to date for a range of days.
 
     Raises:
-        BareCountError: declaration.unknown, run.in_progress, source.not_found, contract.breaking, contract.immutable
-            before anything starts. What stops the run later is in the outcome.
+        BareCountError: declaration.unknown, run.in_progress, source.not_found, contract.breaking, contract.immutable,
+            policy.denied, approval.required before anything starts. What stops the run later is in the outcome.
     """
     manifest = environment.declarations.effective(request.pipeline, request.tenant_id)
     with environment.run_lock(request.tenant_id, request.pipeline) as check_lock:
@@ -123,7 +128,12 @@ def run(
         environment.admit_contracts(request.tenant_id, request.pipeline)
         if done is not None:
             return RunOutcome(request, False, done, _held_error(done))
-        return _run_in_dagster(environment, request, check_lock, progress, on_receipt)
+        asked = RunRequested(
+            request.pipeline, request.tenant_id, request.start, request.end, dict(request.source_paths))
+        decisions = admission.admit_run(environment, asked, trigger="command", requested_by=request.requested_by)
+        outcome = _run_in_dagster(environment, request, check_lock, progress, on_receipt)
+        outcome.warnings = tuple(warning for decision in decisions for warning in decision.warnings)
+        return outcome
 
 
 def _run_in_dagster(
@@ -142,7 +152,7 @@ def _run_in_dagster(
         if on_receipt is not None:
             on_receipt(receipt)
 
-    runner = Runner(environment, progress, collect, check_lock)
+    runner = Runner(environment, progress, collect, check_lock, admitted=True)
     job = build_defs(environment.settings.project_dir, {"runner": runner}).resolve_job_def(request.pipeline)
     try:
         with instance:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import dagster as dg
 
+from barecount_assets import admission, keys, partitions
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.approvals import RunRequested
 from resources.host import runner_catalog
 from resources.runners.facade import Progress, RunnerFacade
 from resources.runners.stage import CheckOutcome, StageReceipt, StageSpec
@@ -19,6 +23,7 @@ from resources.runtime.database import fetch
 from resources.runtime.errors import BareCountError, ErrorCode, unexpected
 
 _LOG_EVERY_SECONDS = 5.0
+_DAGSTER_BACKFILL = "dagster/backfill"  # Dagster's own tag on runs of its back-fills
 
 
 class Runner:
@@ -28,6 +33,9 @@ class Runner:
 
     A run that holds a lock of its own gives `check_lock`: no stage starts once that raises, and a stage that lost the
     database, and the lock with it, is not tried again.
+
+    Unless it was `admitted` already, a run asks the policies once per tenant, before its first stage that has something
+    to do; what they refuse fails at once and is not tried again.
     """
 
     def __init__(
@@ -36,9 +44,13 @@ class Runner:
         progress: Progress | None = None,
         on_receipt: Callable[[StageReceipt], None] | None = None,
         check_lock: Callable[[], None] | None = None,
+        *,
+        admitted: bool = False,
     ) -> None:
         self._environment, self._progress, self._on_receipt = environment, progress, on_receipt
         self._check_lock = check_lock
+        self._admitted = admitted
+        self._answers: dict[tuple[str, str], BareCountError | None] = {}
         self.first_error: BareCountError | None = None
 
     @cached_property
@@ -67,8 +79,10 @@ class Runner:
         try:
             if self._check_lock is not None:
                 self._check_lock()
-            receipt = self._facade.run(
-                spec, self._progress or _log_progress(context), context, occasion=context.run_id)
+            receipt = self._nothing_to_do(context, spec)
+            if receipt is None:
+                receipt = self._facade.run(
+                    spec, self._progress or _log_progress(context), context, occasion=context.run_id)
         except Exception as cause:
             error = cause if isinstance(cause, BareCountError) else unexpected(cause)
             self.first_error = self.first_error or error
@@ -88,6 +102,24 @@ class Runner:
             self._on_receipt(receipt)
         return receipt
 
+    def _nothing_to_do(self, context: dg.AssetExecutionContext, spec: StageSpec) -> StageReceipt | None:
+        """The receipt of a stage whose work is done already; None when it may run.
+
+        Raises:
+            BareCountError: policy.denied, approval.required.
+        """
+        key = (context.run_id, spec.tenant_id)
+        if self._admitted or (key in self._answers and self._answers[key] is None):
+            return None
+        if key not in self._answers:
+            found = execute(replace(spec, probe=True), _silent, self._opened)
+            if not found.changed:
+                return found
+            self._answers[key] = _refusal(self._opened, context, spec)
+        if (refused := self._answers[key]) is not None:
+            raise refused
+        return None
+
     def _tell_of_failure(self, spec: StageSpec, error: BareCountError) -> None:
         """Put the failure among the events, where the database can still be reached; the log has it in any case."""
         event = events.Event(
@@ -103,6 +135,35 @@ class Runner:
                     events.append(connection, event)
         except BareCountError as unreachable:
             logs.get_logger("runner").warning("a failure could not be told: %s", unreachable.message)
+
+
+def _refusal(
+    environment: StageEnvironment, context: dg.AssetExecutionContext, spec: StageSpec
+) -> BareCountError | None:
+    """Why the policies do not let the run go on for the stage's tenant; None when they do."""
+    tags = context.run.tags
+    start, end = partitions.day_of(context) or _window(spec)
+    run = RunRequested(spec.pipeline, spec.tenant_id, start, end, partitions.source_paths(context),
+                       backfill=keys.BACKFILL_TAG in tags)
+    try:
+        decisions = admission.admit_run(
+            environment, run, trigger="dagster", requested_by=tags.get(keys.REQUESTED_BY_TAG, "dagster"),
+            part_of_backfill=_DAGSTER_BACKFILL in tags)
+    except BareCountError as error:
+        if error.code in (ErrorCode.POLICY_DENIED, ErrorCode.APPROVAL_REQUIRED):
+            return error
+        raise
+    for warning in (warning for decision in decisions for warning in decision.warnings):
+        context.log.warning(warning)
+    return None
+
+
+def _window(spec: StageSpec) -> tuple[dt.date, dt.date]:
+    """Days of a run that has no partition: those of its stage, else today."""
+    if spec.window is not None:
+        return dt.date.fromisoformat(spec.window[0]), dt.date.fromisoformat(spec.window[1])
+    today = dt.datetime.now(dt.UTC).date()
+    return today, today
 
 
 def metadata_of(receipts: Sequence[StageReceipt], output: str) -> dict[str, Any]:
@@ -156,3 +217,7 @@ def _log_progress(context: dg.AssetExecutionContext) -> Progress:
             context.log.info(f"{message} ({done} of {total})")
 
     return log
+
+
+def _silent(message: str, done: int, total: int) -> None:
+    return None

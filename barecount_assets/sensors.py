@@ -1,7 +1,8 @@
-"""Sensors: a new file or a decision on drift starts the pipeline for its day; a missed promise is put on record.
+"""Sensors: a new file, an approval or a decision on drift starts the pipeline; a missed promise is put on record.
 
-The sensor's cursor only saves work: whether a file's content has landed is decided by the ingestion stage, in the
-database, so a lost cursor or a second daemon does nothing twice.
+What is done is known in the database and nowhere else. The file sensor's cursor only saves work: whether a file's
+content has landed is decided by the ingestion stage, so a lost cursor or a second daemon does nothing twice. The
+approval sensor starts runs whose approval counts and let nothing through yet.
 
 https://docs.dagster.io/guides/automate/sensors
 """
@@ -12,15 +13,18 @@ import datetime as dt
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from barecount_assets import keys, partitions
 from barecount_assets.action_job import SINCE_TAG, action_job
+from resources.governance import approvals as granted_approvals
 from resources.governance import drift_register
+from resources.governance.approvals import Approval
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import FileSource, Pipeline
 from resources.runners.stage import Placement, Stage, StageSpec
@@ -145,6 +149,42 @@ def _take_up(
         ])
 
     return evaluate
+
+
+def approvals(jobs: Mapping[str, Any]) -> dg.SensorDefinition:
+    """Starts the run that waited for an approval, once it is granted. `jobs`: by pipeline."""
+
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        with Database.open(Settings.from_environment()).connect(autocommit=True) as connection:
+            waiting = granted_approvals.to_start(connection, dt.datetime.now(dt.UTC))
+        return dg.SensorResult(run_requests=[
+            _approved_run(item) for item in waiting if item.run_request and item.run_request.pipeline in jobs
+        ])
+
+    return dg.SensorDefinition(
+        name="approval_sensor",
+        jobs=list(jobs.values()),
+        evaluation_fn=evaluate,
+        minimum_interval_seconds=_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="A run that waited for an approval is started when it is granted.",
+    )
+
+
+def _approved_run(approval: Approval) -> dg.RunRequest:
+    run = approval.run_request
+    assert run is not None
+    return dg.RunRequest(
+        run_key=f"approval-{approval.approval_id}",
+        job_name=run.pipeline,
+        tags={
+            **partitions.range_tags(run.tenant_id, run.start, run.end),
+            keys.SOURCES_TAG: json.dumps(dict(run.source_paths)),
+            keys.REQUESTED_BY_TAG: approval.requested_by,
+            keys.APPROVAL_TAG: str(approval.approval_id),
+            **({keys.BACKFILL_TAG: "true"} if run.backfill else {}),
+        },
+    )
 
 
 def _watch(

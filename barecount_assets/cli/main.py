@@ -14,19 +14,21 @@ import typer
 from barecount_assets.cli import (
     action_jobs,
     action_templates,
+    approvals,
     contracts,
     drift,
     events,
     evidence,
     lineage,
     output,
+    policies,
     quarantine,
     raw,
     replay,
     runners,
     secrets,
 )
-from barecount_assets.cli.verbs import Json, Tenant, command, environment, settings
+from barecount_assets.cli.verbs import Json, Tenant, Who, command, environment, person, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -37,6 +39,8 @@ app.add_typer(drift.app, name="drift")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(contracts.app, name="contracts")
 app.add_typer(events.app, name="events")
+app.add_typer(policies.app, name="policies")
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(action_jobs.app, name="actions")
 action_jobs.app.add_typer(action_templates.app, name="templates")
 app.add_typer(secrets.app, name="secrets")
@@ -76,7 +80,8 @@ def check(as_json: Json = False) -> None:
         typer.echo(f"{len(findings)} errors")
     else:
         typer.echo(f"everything declared is valid: {len(declared.tenants)} tenants, {len(declared.pipelines)} "
-                   f"pipelines, {len(declared.kpis)} KPIs, {len(declared.contracts)} contracts")
+                   f"pipelines, {len(declared.kpis)} KPIs, {len(declared.contracts)} contracts, "
+                   f"{len(declared.policies)} policies")
     if findings:
         raise typer.Exit(1)
 
@@ -133,6 +138,7 @@ def run(
     by_partition: Annotated[
         str, typer.Option("--partition", help="With --backfill: day, week, month or fiscal_period."),
     ] = "month",
+    who: Who = None,
     as_json: Json = False,
 ) -> None:
     """Run a pipeline and show progress. What is done already is not done again."""
@@ -145,7 +151,8 @@ def run(
         _backfill(pipeline, tenant, start, end, _sources(source or []), by_partition, dry_run=dry_run, as_json=as_json)
         return
     ok = runs.run(
-        environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json
+        environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json,
+        requested_by=person(who),
     )
     if not ok:
         raise typer.Exit(1)

@@ -18,7 +18,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 
 def run(
     environment: StageEnvironment, pipeline: str, tenant: str | None, start: dt.date | None, end: dt.date | None,
-    source_paths: Mapping[str, str], *, dry_run: bool, as_json: bool,
+    source_paths: Mapping[str, str], *, dry_run: bool, as_json: bool, requested_by: str = "",
 ) -> bool:
     """Run for one tenant or all; True when every run is done."""
     manifest = environment.declarations.pipeline(pipeline)
@@ -27,7 +27,7 @@ def run(
     first, last = lifecycle.window_of(manifest, start, end)
     outcomes = []
     for tenant_id in tenants:
-        request = RunRequest(pipeline, tenant_id, first, last, source_paths)
+        request = RunRequest(pipeline, tenant_id, first, last, source_paths, requested_by)
         if dry_run:
             outcomes.append(_probe(environment, request))
         else:
@@ -146,6 +146,8 @@ def show_outcome(outcome: RunOutcome, *, dry_run: bool) -> None:
         published = next((r for r in outcome.receipts if r.stage is Stage.PUBLISH), None)
         versions = ", ".join(f"{o.name} v{o.facts['version']}" for o in (published.outputs if published else ()))
         console.print(f"{title}: [green]published[/] {versions}")
+    for warning in outcome.warnings:
+        console.print(f"[yellow]warning[/] {warning}", soft_wrap=True)
 
 
 def to_json(outcome: RunOutcome) -> dict[str, Any]:
@@ -157,6 +159,7 @@ def to_json(outcome: RunOutcome) -> dict[str, Any]:
         "to": outcome.request.end.isoformat(),
         "changed": outcome.changed,
         "dagster_run_id": outcome.dagster_run_id,
+        "warnings": list(outcome.warnings),
         "stages": [receipt.to_json() for receipt in outcome.receipts],
         **(outcome.error.envelope() if outcome.error else {}),
     }

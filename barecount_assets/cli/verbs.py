@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Tenant id.")]
 Who = Annotated[
-    str | None, typer.Option("--who", envvar="BARECOUNT_USER", help="Who decides (default: the user logged in).")]
+    str | None,
+    typer.Option("--who", "--as", envvar="BARECOUNT_USER", help="Who asks or decides (default: the user logged in)."),
+]
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 
+from barecount_assets import admission
 from barecount_assets.stages import history, kpi_events, lineage, obligations
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.contracts import Contract
@@ -29,7 +30,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
 
     Raises:
         BareCountError: gate.failed naming every failed gate; obligation.failed naming every violated obligation that
-            blocks; evidence.missing when there is no build of the newest GDPs.
+            blocks; evidence.missing when there is no build of the newest GDPs; policy.denied, approval.required.
     """
     manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
@@ -48,6 +49,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         obligations.enforce(connection, environment.settings, environment.declarations, spec, token,
                             dt.datetime.now(dt.UTC))
         gates = _gates(connection, spec, build.run_token)
+        admission.admit_publication(environment, connection, manifest, spec.tenant_id, token, len(gates))
         outputs = []
         with connection.transaction():
             for number, name in enumerate(manifest.spec.kpis):

@@ -122,8 +122,11 @@ def find_or_request(
 ) -> GrantedApproval | PendingApproval | RejectedApproval:
     """The approval that counts at `now`, else the newest answer or request that does, else a new request.
 
-    In the caller's transaction; two that want the same wait for each other, so that one request is made.
+    A decision that an approval let through once stays let through. In the caller's transaction; two that want the same
+    wait for each other, so that one request is made.
     """
+    if settled := fetch(connection, _SETTLED, (wanted.decision_id,)):
+        return GrantedApproval(*settled[0])
     fetch(connection, "select pg_advisory_xact_lock($1, $2)", (_KEY_LOCKS, _lock(f"{wanted.tenant_id}/{wanted.key}")))
     rows = fetch_dicts(connection, _OF_KEY, (wanted.tenant_id, wanted.key, now))
     if rows:
@@ -253,6 +256,11 @@ where r.tenant_id = $1 and r.approval_key = $2
 order by r.approval_id desc
 limit 1
 """
+_SETTLED = """
+select v.approval_id, v.decided_by, v.valid_until
+from platform.approval_use u join platform.approval_verdict v using (approval_id)
+where u.decision_id = $1
+"""
 _USE = """
 insert into platform.approval_use (approval_id, decision_id, used_at) values ($1, $2, $3) on conflict do nothing
 """
@@ -269,7 +277,8 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 _SELECT = """
 select r.approval_id, r.tenant_id, r.point, r.subject, r.requested_by, r.requested_at, r.expires_at, r.decision_id,
-    r.run_request, v.decided_by, v.decided_at, v.reason, v.valid_until, u.decision_id as used_by,
+    r.run_request, v.decided_by, v.decided_at, v.reason, v.valid_until,
+    (select min(u.decision_id) from platform.approval_use u where u.approval_id = r.approval_id) as used_by,
     (select coalesce(jsonb_agg(m ->> 'message'), '[]') from jsonb_array_elements(d.matched) m
      where m ->> 'effect' = 'require_approval') as reasons,
     case
@@ -281,7 +290,6 @@ select r.approval_id, r.tenant_id, r.point, r.subject, r.requested_by, r.request
 from platform.approval_request r
 join platform.policy_decision d using (decision_id)
 left join platform.approval_verdict v using (approval_id)
-left join platform.approval_use u using (approval_id)
 """
 _LIST_PENDING = _SELECT + """
 where ($2::text is null or r.tenant_id = $2) and v.verdict is null and r.expires_at > $1::timestamptz
@@ -294,6 +302,7 @@ order by r.approval_id desc
 limit $3::bigint
 """
 _TO_START = _SELECT + """
-where r.run_request is not null and v.verdict = 'approved' and v.valid_until > $1::timestamptz and u.approval_id is null
+where r.run_request is not null and v.verdict = 'approved' and v.valid_until > $1::timestamptz
+    and not exists (select from platform.approval_use u where u.approval_id = r.approval_id)
 order by r.approval_id
 """

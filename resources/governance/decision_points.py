@@ -8,12 +8,14 @@ they are the same in CEL, in JSON and in Python. Lists are sorted where order me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, get_type_hints
 
 from resources.governance.contracts import CLASSIFICATIONS, Contract
+from resources.governance.kpis import Kpi
+from resources.governance.manifests import Pipeline
 from resources.governance.policy_conditions import BOOL, INT, STRING
 
 _CEL_TYPES: Mapping[Any, str] = {bool: BOOL, int: INT, str: STRING, tuple[str, ...]: f"list({STRING})"}
@@ -56,6 +58,11 @@ class Facts:
         """CEL type by name."""
         return {item.name: item.type for item in cls.fields()}
 
+    @classmethod
+    def required(cls) -> frozenset[str]:
+        """Names of the facts that have no default."""
+        return frozenset(item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING)
+
     def values(self) -> dict[str, Any]:
         """The facts as JSON carries them."""
         return {
@@ -82,7 +89,6 @@ class ManifestRegistration(Facts):
         "KPIs without a column fiscal_period in their activation contract, or without the calendar that fills it", ())
     classification: str = _fact("highest classification of a column of the pipeline's contracts", "public")
     network_profile: str = _fact("declared network profile", "")
-    has_alert_route: bool = _fact("somebody is alerted", True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +201,24 @@ def highest_classification(contracts: Iterable[Contract]) -> str:
     """The strictest classification of any column; an unclassified column counts as public."""
     found = {column.classification for contract in contracts for column in contract.columns}
     return max(found & set(CLASSIFICATIONS), key=CLASSIFICATIONS.index, default=CLASSIFICATIONS[0])
+
+
+def manifest_facts(
+    manifest: Pipeline, tenant_id: str, contracts: Sequence[Contract], kpis: Sequence[tuple[Kpi, Contract]]
+) -> ManifestRegistration:
+    """What the registration of a manifest is decided from, when it runs as when it is checked offline.
+
+    Args:
+        contracts: of everything the pipeline reads and writes.
+        kpis: with their activation contracts.
+    """
+    without = tuple(
+        kpi.name for kpi, contract in kpis if contract.column("fiscal_period") is None or not kpi.spec.calendar)
+    return ManifestRegistration(
+        tenant=tenant_id, pipeline=manifest.name, datasets=tuple(sorted({contract.dataset for contract in contracts})),
+        version=manifest.metadata.version, kpis=manifest.spec.kpis, kpis_without_fiscal_period=without,
+        classification=highest_classification(contracts), network_profile=manifest.spec.runner.network_profile,
+    )
 
 
 _CLASS_COST = {"serverless": 0, "container": 0, "managed_etl": 1, "dedicated_compute": 1}

@@ -22,6 +22,7 @@ from resources.data_utilities.calendar import CalendarSettings, check_country
 from resources.data_utilities.fiscal import FiscalSettings
 from resources.governance.actions import ActionRule, ActionTemplate, read_sample, rule_problems
 from resources.governance.contracts import Column, Contract, physical_type, read_contract
+from resources.governance.decision_points import ManifestRegistration, manifest_facts
 from resources.governance.endpoints import Endpoint
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
@@ -136,6 +137,20 @@ class Declarations:
                 hint=f"name one of them, or add {tenant_id} to spec.tenants of contracts/pipelines/{pipeline}.yaml",
             )
         return manifest.overridden(tenant.spec.overrides.get(pipeline))
+
+    def contracts_of(self, pipeline: str) -> list[Contract]:
+        """Every contract of what a pipeline reads and writes."""
+        spec = self.pipeline(pipeline).spec
+        keys = [(source.dataset, layer) for source in spec.sources for layer in ("extraction", "raw")]
+        keys += [(f"{pipeline}.{model}", "gold") for model in spec.transforms.gdp]
+        keys += [(f"{pipeline}.{name}", "activation") for name in spec.kpis]
+        return [self.contract(dataset, layer) for dataset, layer in keys]
+
+    def manifest_facts(self, pipeline: str, tenant_id: str) -> ManifestRegistration:
+        """What the registration of a manifest for a tenant is decided from."""
+        manifest = self.effective(pipeline, tenant_id)
+        kpis = [(self.kpi(name), self.contract(f"{pipeline}.{name}", "activation")) for name in manifest.spec.kpis]
+        return manifest_facts(manifest, tenant_id, self.contracts_of(pipeline), kpis)
 
     def calendar(self, tenant_id: str) -> CalendarSettings:
         """The tenant's calendar, as the calendar service takes it."""
@@ -268,7 +283,25 @@ def read(project_dir: Path) -> tuple[Declarations, list[Finding]]:
         policies=_models(everything.policies),
         obligations=_models(everything.obligations),
     )
+    if not findings:
+        findings = list(_refused_manifests(everything, declarations))
     return declarations, findings
+
+
+def _refused_manifests(everything: _Everything, declarations: Declarations) -> Iterator[Finding]:
+    """Manifests that policies would deny when they run; what needs approval is no error of a declaration."""
+    if not declarations.policies:
+        return
+    from resources.governance.policy_evaluation import PolicySet, evaluate
+
+    policies = PolicySet.of(declarations.policies)
+    for name, file in everything.pipelines.items():
+        for index, tenant in enumerate(declarations.pipeline(name).spec.tenants):
+            verdict = evaluate(policies, declarations.manifest_facts(name, tenant))
+            if verdict.effect == "deny":
+                reasons = [f"{match.message} (policy {match.policy}, rule {match.rule})" for match in verdict.decisive]
+                reasons += [f"policy {problem.policy}: {problem.message}" for problem in verdict.problems]
+                yield file.finding(("spec", "tenants", index), "denied: " + "; ".join(reasons), found=tenant)
 
 
 Key = TypeVar("Key", str, tuple[str, Layer], tuple[str, str])

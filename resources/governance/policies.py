@@ -4,11 +4,8 @@
         decision = decide(connection, declarations.policies, facts, subject="...", requested_by=who, now=now)
     require(decision)
 
-`evaluate` is pure. `decide` records in the caller's transaction, so commit before `require` raises: a refusal is on
-record too. What was decided is decided again by `replay`, from the stored rules and facts, with the same answer.
-
-The strictest effect of the rules that hold wins. A condition that cannot be evaluated, and a mandatory policy that is
-not there, deny. Where no rule holds, the answer is allow.
+`decide` evaluates (see `policy_evaluation`) and records in the caller's transaction: commit before `require` raises, so
+that a refusal is on record too. What was decided is decided again by `replay`, from the stored rules and facts alone.
 """
 
 from __future__ import annotations
@@ -16,18 +13,25 @@ from __future__ import annotations
 import datetime as dt
 import getpass
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import psycopg
 
 from resources.governance import approvals
-from resources.governance import policy_conditions as conditions
 from resources.governance.approvals import GrantedApproval, PendingApproval, RejectedApproval, RunRequested
 from resources.governance.decision_points import POINTS, Facts
-from resources.governance.policy_files import EFFECTS, Effect, Policy, Rule
+from resources.governance.policy_evaluation import (
+    AppliedPolicy,
+    Match,
+    PolicySet,
+    Problem,
+    Verdict,
+    concerns,
+    evaluate,
+)
+from resources.governance.policy_files import Effect, Policy
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts
 from resources.runtime.declared import canonical_hash
@@ -43,164 +47,6 @@ def current_user() -> str:
         return "unknown"
 
 
-@dataclass(frozen=True)
-class Match:
-    """A rule that held."""
-
-    policy: str
-    version: str
-    rule: str
-    effect: Effect
-    message: str
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a policy denied without a rule of its own: its condition failed (`rule`), or it is missing (no rule)."""
-
-    policy: str
-    rule: str
-    message: str
-
-
-@dataclass(frozen=True)
-class AppliedPolicy:
-    """A policy version that was asked."""
-
-    policy: str
-    version: str
-    content_hash: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Answer of the policies, with its reasons; `missing` are mandatory policies that were not there."""
-
-    effect: Effect
-    matched: tuple[Match, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    applied: tuple[AppliedPolicy, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    @property
-    def decisive(self) -> tuple[Match, ...]:
-        """The matches that the effect comes from."""
-        return tuple(match for match in self.matched if match.effect == self.effect)
-
-
-# --- evaluating ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _CompiledRule:
-    rule: Rule
-    condition: conditions.Condition | None
-    broken: str = ""
-
-
-@dataclass(frozen=True)
-class _CompiledPolicy:
-    policy: Policy
-    applied: AppliedPolicy
-    rules: tuple[_CompiledRule, ...]
-
-
-@dataclass(frozen=True)
-class PolicySet:
-    """Policies made ready to be asked many times: conditions compiled once, policies sorted by decision point."""
-
-    policies: tuple[Policy, ...]
-    by_point: Mapping[str, tuple[_CompiledPolicy, ...]] = field(repr=False)
-    mandatory_inactive: tuple[Policy, ...] = ()
-
-    @classmethod
-    def of(cls, policies: Mapping[str, Policy] | Iterable[Policy]) -> PolicySet:
-        """Of declared policies; the same policies are compiled only once per process."""
-        listed = tuple(policies.values()) if isinstance(policies, Mapping) else tuple(policies)
-        return _compiled(tuple(_ByIdentity(policy) for policy in listed))
-
-    @cached_property
-    def names(self) -> frozenset[str]:
-        return frozenset(policy.name for policy in self.policies)
-
-
-@dataclass(frozen=True, eq=False)
-class _ByIdentity:
-    """A policy as a cache key: by what it says, not by comparing every field of it."""
-
-    policy: Policy
-
-    @cached_property
-    def _identity(self) -> tuple[str, str]:
-        return self.policy.content_hash, self.policy.spec.status
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and self._identity == other._identity
-
-
-@lru_cache(maxsize=64)
-def _compiled(keys: tuple[_ByIdentity, ...]) -> PolicySet:
-    policies = tuple(sorted((key.policy for key in keys), key=lambda policy: policy.name))
-    by_point: dict[str, list[_CompiledPolicy]] = {point: [] for point in POINTS}
-    for policy in policies:
-        if policy.active:
-            applied = AppliedPolicy(policy.name, policy.version, policy.content_hash)
-            by_point[policy.spec.point].append(
-                _CompiledPolicy(policy, applied, tuple(_compile(rule) for rule in policy.spec.rules)))
-    inactive = tuple(policy for policy in policies if policy.spec.mandatory and not policy.active)
-    return PolicySet(policies, {point: tuple(found) for point, found in by_point.items()}, inactive)
-
-
-def _compile(rule: Rule) -> _CompiledRule:
-    try:
-        return _CompiledRule(rule, conditions.compile_condition(rule.condition))
-    except conditions.ConditionError as error:
-        return _CompiledRule(rule, None, str(error))
-
-
-def evaluate(policies: PolicySet, facts: Facts, missing: Iterable[str] = ()) -> Verdict:
-    """What the policies say to these facts.
-
-    Args:
-        missing: names of mandatory policies that must answer these facts and are not among `policies`.
-    """
-    matched: list[Match] = []
-    absent = (*(policy.name for policy in policies.mandatory_inactive if _concerns(policy, facts)), *missing)
-    problems = [Problem(name, "", f"mandatory policy {name} is missing or not active") for name in absent]
-    asked = [item for item in policies.by_point[facts.point] if item.policy.spec.scope.covers(facts)]
-    if asked:
-        _ask(asked, facts, matched, problems)
-    strictest = max((EFFECTS.index(match.effect) for match in matched), default=0)
-    effect = "deny" if problems else EFFECTS[strictest]
-    return Verdict(effect, tuple(matched), tuple(problems), tuple(item.applied for item in asked), absent)
-
-
-def _concerns(policy: Policy, facts: Facts) -> bool:
-    return policy.spec.point == facts.point and policy.spec.scope.covers(facts)
-
-
-def _ask(asked: list[_CompiledPolicy], facts: Facts, matched: list[Match], problems: list[Problem]) -> None:
-    try:
-        values = conditions.context(facts.values())
-    except conditions.ConditionError as error:
-        problems += [Problem(item.policy.name, item.rules[0].rule.id, str(error)) for item in asked]
-        return
-    for item in asked:
-        policy = item.policy
-        for compiled in item.rules:
-            rule = compiled.rule
-            try:
-                if compiled.condition is None:
-                    raise conditions.ConditionError(compiled.broken)
-                if compiled.condition.holds(values):
-                    matched.append(Match(policy.name, policy.version, rule.id, rule.effect, rule.message))
-            except conditions.ConditionError as error:
-                problems.append(Problem(policy.name, rule.id, str(error)))
-
-
 # --- deciding --------------------------------------------------------------------------------------------
 
 
@@ -211,7 +57,7 @@ class Question:
     Attributes:
         subject: what it is about, in words a person recognises: pipeline and range, dataset and version, file.
         occurrence: makes this time one of its own. The same point, subject and occurrence are decided once: asking
-            again gives the decision on record. A fresh one by default.
+            again gives the decision on record, unless that denied, which is decided anew. A fresh one by default.
         run_request: the run to start when an approval is granted that this decision needs.
     """
 
@@ -280,15 +126,17 @@ def decide_all(
     ready = policies if isinstance(policies, PolicySet) else PolicySet.of(policies)
     missing = _missing(connection, ready)
     verdicts = [
-        evaluate(ready, question.facts, [policy.name for policy in missing if _concerns(policy, question.facts)])
+        evaluate(ready, question.facts, [policy.name for policy in missing if concerns(policy, question.facts)])
         for question in questions
     ]
     _register(connection, ready, {applied for verdict in verdicts for applied in verdict.applied})
-    known = _on_record(connection, questions)
-    fresh = [(question, verdict) for question, verdict in zip(questions, verdicts, strict=True)
-             if _identity(question) not in known]
-    known |= {_identity(decision.question): decision for decision in _record(connection, fresh, now)}
-    return [_with_approval(connection, ready, known[_identity(question)], question, now) for question in questions]
+    standing, questions = _on_record(connection, questions)
+    recorded = _record(connection, [
+        (question, verdict) for question, verdict in zip(questions, verdicts, strict=True)
+        if _identity(question) not in standing
+    ], now)
+    standing |= {_identity(decision.question): decision for decision in recorded}
+    return [_with_approval(connection, ready, standing[_identity(question)], question, now) for question in questions]
 
 
 def require(*decisions: Decision) -> None:
@@ -384,12 +232,25 @@ def _register(connection: psycopg.Connection, policies: PolicySet, applied: set[
             )
 
 
-def _on_record(connection: psycopg.Connection, questions: Sequence[Question]) -> dict[_Identity, Decision]:
-    wanted = {_identity(question): question for question in questions}
-    columns = [list(column) for column in zip(*wanted, strict=True)] if wanted else [[], [], [], []]
-    rows = fetch_dicts(connection, _KNOWN, tuple(columns))
-    return {key: _decision_of(row, wanted[key]) for row in rows
-            if (key := (row["tenant_id"], row["point"], row["subject"], row["occurrence"]))}
+def _on_record(
+    connection: psycopg.Connection, questions: Sequence[Question]
+) -> tuple[dict[_Identity, Decision], list[Question]]:
+    """Decisions that stand, and the questions with the occurrence they are decided under.
+
+    Where the last answer was a denial, the question is decided again, as occurrence `<occurrence>#<number>`.
+    """
+    columns = [list(column) for column in zip(*map(_identity, questions), strict=True)] if questions else [[]] * 4
+    rows = {row["asked"]: row for row in fetch_dicts(connection, _KNOWN, tuple(columns))}
+    standing: dict[_Identity, Decision] = {}
+    decided_as = []
+    for number, question in enumerate(questions, start=1):
+        if row := rows.get(number):
+            name = f"{question.occurrence}#{row['times']}" if row["effect"] == "deny" else row["occurrence"]
+            question = replace(question, occurrence=name)
+            if row["effect"] != "deny":
+                standing[_identity(question)] = _decision_of(row, question)
+        decided_as.append(question)
+    return standing, decided_as
 
 
 def _decision_of(row: Mapping[str, Any], question: Question | None = None) -> Decision:
@@ -473,8 +334,7 @@ def _with_approval(
         valid_hours=min((limit.valid_hours for limit in limits), default=1),
     )
     found = approvals.find_or_request(connection, wanted, now)
-    return Decision(decision.decision_id, decision.question, decision.verdict, decision.facts_hash,
-                    decision.decided_at, decision.evidence_seq, found)
+    return replace(decision, approval=found)
 
 
 def _approval_key(policies: PolicySet, decision: Decision) -> str:
@@ -578,9 +438,15 @@ insert into platform.policy_version (policy, version, content_hash, document) va
 on conflict do nothing
 """
 _KNOWN = f"""
-select {_COLUMNS} from platform.policy_decision
-where (tenant_id, point, subject, occurrence) in (
-    select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]))
+with wanted as (
+    select * from unnest($1::text[], $2::text[], $3::text[], $4::text[])
+        with ordinality as w (tenant, at_point, about, named, asked)
+)
+select distinct on (asked) asked, {_COLUMNS}, count(*) over (partition by asked) as times
+from wanted
+join platform.policy_decision on tenant_id = tenant and point = at_point and subject = about
+    and (occurrence = named or starts_with(occurrence, named || '#'))
+order by asked, decision_id desc
 """
 _INSERT = """
 with listed as (

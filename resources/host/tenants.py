@@ -138,6 +138,16 @@ class EgressOpening(Declared):
     reason: Text
 
 
+class Quotas(Declared):
+    """What a tenant may use on one day of its time zone; left out: no limit.
+
+    `rows_per_day` is held against the rows received before a run starts: the run that passes it is finished.
+    """
+
+    runs_per_day: int | None = Field(default=None, ge=1)
+    rows_per_day: int | None = Field(default=None, ge=1)
+
+
 class TenantMetadata(Declared):
     """Identity of a tenant. `id` is in every row, run, event and decision."""
 
@@ -157,6 +167,7 @@ class TenantSpec(Declared):
     contacts: tuple[Contact, ...]
     overrides: dict[Name, PipelineOverride] = Field(default_factory=dict)
     egress: tuple[EgressOpening, ...] = ()
+    quotas: Quotas = Quotas()
 
     @field_validator("contacts")
     @classmethod

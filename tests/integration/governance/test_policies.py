@@ -111,6 +111,22 @@ def test_one_occurrence_is_decided_once_whatever_the_policy_says_by_then(desk: D
     assert desk.ask(policy("deny", version="2.0.0"), occurrence="run-2").effect == "deny"
 
 
+def test_a_denial_is_decided_anew_when_it_is_asked_again(desk: Desk) -> None:
+    denied = [desk.ask(policy("deny", "runs_today > 3"), occurrence="run-1", facts={"runs_today": 4}) for _ in range(2)]
+    tomorrow = desk.ask(policy("deny", "runs_today > 3"), occurrence="run-1", facts={"runs_today": 0})
+    assert [decision.question.occurrence for decision in (*denied, tomorrow)] == ["run-1", "run-1#1", "run-1#2"]
+    assert tomorrow.allowed
+    assert desk.ask(policy("deny", "runs_today > 3"), occurrence="run-1").decision_id == tomorrow.decision_id
+
+
+def test_what_an_approval_let_through_once_stays_let_through(desk: Desk) -> None:
+    desk.answer(pending(desk.ask(policy(), occurrence="run-1")))
+    desk.ask(policy(), occurrence="run-1")
+    later = NOW + 30 * HOUR
+    assert desk.ask(policy(), occurrence="run-1", now=later).allowed
+    assert not desk.ask(policy(), occurrence="run-2", now=later).allowed
+
+
 def test_what_is_on_record_cannot_be_changed_even_by_the_owner(desk: Desk) -> None:
     desk.answer(pending(desk.ask(policy())))
     with psycopg.connect(desk.database.admin_url, autocommit=True) as connection:

@@ -73,12 +73,14 @@ create table platform.approval_verdict (
     foreign key (tenant_id, evidence_seq) references platform.evidence
 );
 
--- The first decision that an approval let through: until there is one, the run it was asked for is to be started.
+-- Decisions that an approval let through, each for good. Until there is one, the run it was asked for is to be started.
 create table platform.approval_use (
-    approval_id bigint primary key references platform.approval_verdict,
+    approval_id bigint not null references platform.approval_verdict,
     decision_id bigint not null references platform.policy_decision,
-    used_at     timestamptz not null
+    used_at     timestamptz not null,
+    primary key (decision_id, approval_id)
 );
+create index approval_use_of_approval on platform.approval_use (approval_id);
 
 do $$
 declare
