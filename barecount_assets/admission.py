@@ -119,7 +119,7 @@ def admit_publication(
     )
     newest = fetch(connection, _NEWEST_DAY, (tenant_id, manifest.name))[0][0]
     run = RunRequested(manifest.name, tenant_id, newest, newest) if newest else None
-    occurrence = canonical_hash([token, policies.fingerprint(facts.point)])
+    occurrence = canonical_hash([token, facts.values(), policies.fingerprint(facts.point)])
     question = Question(facts, manifest.name, current_user(), occurrence, run)
     with connection.transaction():
         decisions = decide_all(connection, policies, [question], dt.datetime.now(dt.UTC))
@@ -174,19 +174,20 @@ def _run_start(
     manifest, tenant = declarations.effective(run.pipeline, run.tenant_id), declarations.tenant(run.tenant_id)
     runner, contracts = manifest.spec.runner, declarations.contracts_of(run.pipeline)
     after = fetch(connection, _NEWEST_PUBLICATION, (run.tenant_id, run.pipeline))[0][0]
-    occurrence = canonical_hash([
-        run.to_json(), manifest.hash, runner.model_dump(mode="json"), after,
-        policies.fingerprint(points.RunStart.point)])
-    runs, rows = fetch(connection, _USED, (run.tenant_id, _beginning_of_day(tenant, now), occurrence))[0]
     facts = points.RunStart(
         tenant=run.tenant_id, pipeline=run.pipeline, datasets=_datasets(contracts), tenant_status=tenant.spec.status,
         runner_class=runner.runner_class, runner_size=runner.size, network_profile=runner.network_profile,
         cost_class=points.cost_class(runner.runner_class, runner.size),
-        classification=points.highest_classification(contracts), days=_days(run), runs_today=runs, rows_today=rows,
-        quota_runs_per_day=tenant.spec.quotas.runs_per_day or 0,
+        classification=points.highest_classification(contracts), days=_days(run),
+    )
+    occurrence = canonical_hash([
+        run.to_json(), manifest.hash, facts.values(), after, policies.fingerprint(facts.point)])
+    runs, rows = fetch(connection, _USED, (run.tenant_id, _beginning_of_day(tenant, now), occurrence))[0]
+    counted = replace(  # what grows with every run, and who starts it, make no other run of this one
+        facts, runs_today=runs, rows_today=rows, quota_runs_per_day=tenant.spec.quotas.runs_per_day or 0,
         quota_rows_per_day=tenant.spec.quotas.rows_per_day or 0, trigger=trigger,
     )
-    return Question(facts, _subject(run), who, occurrence, run)
+    return Question(counted, _subject(run), who, occurrence, run)
 
 
 def _backfill(

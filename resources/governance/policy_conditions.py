@@ -132,6 +132,8 @@ def context(values: Mapping[str, Any]) -> Any:
 
     Raises ConditionError for a value that CEL cannot carry, such as an integer of more than 64 bits.
     """
+    if too_large := [name for name, value in values.items() if type(value) is int and not -(2**63) <= value < 2**63]:
+        raise ConditionError(f"the values cannot be given to a condition: {', '.join(too_large)} exceeds 64 bits")
     try:
         return evaluator().Context(variables=dict(values))
     except (KeyboardInterrupt, SystemExit):
