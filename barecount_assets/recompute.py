@@ -10,6 +10,7 @@ linked to the run that was computed again. That needs the raw batches of then to
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
+from barecount_assets import permission
 from barecount_assets.stages import calendar, dbt, execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.data_utilities.calendar import date_table
@@ -126,7 +128,7 @@ def recompute(
     Raises:
         BareCountError: declaration.unknown for a run that is not known; usage for one that computes nothing, and to
             publish with other versions than current or other raw batches than those of now; evidence.missing when its
-            sources or raw batches are not kept; what the stages raise.
+            sources or raw batches are not kept; policy.denied, approval.required; what the stages raise.
     """
     if publish and versions != "current":
         raise BareCountError(ErrorCode.USAGE, "only current versions are published: those of then were, then",
@@ -135,6 +137,8 @@ def recompute(
         then = _find(connection, token, tenant_id)
         if publish:
             _require_raw_of_now(connection, environment, then)
+    permission.for_replay_of_run(environment, then.tenant_id, then.pipeline, then.replay_of, decided_by,
+                                 dt.datetime.now(dt.UTC), publishes=publish)
     with environment.exclusive(SCRATCH, "replay") as connection:
         _clear(connection)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 
-from barecount_assets import backfill, lifecycle
+from barecount_assets import backfill, lifecycle, permission
 from barecount_assets.backfill import BackfillOutcome, BackfillRequest, Granularity, Range
 from barecount_assets.cli import output
 from barecount_assets.cli.quarantine import person
@@ -26,6 +26,7 @@ def run(
         if dry_run:
             _show_plan(environment, request, as_json=as_json)
             continue
+        permission.for_backfill(environment, request.run, request.requested_by, dt.datetime.now(dt.UTC))
         with StageDisplay(quiet=as_json) as display:
             outcomes.append(backfill.backfill(
                 environment, request, display.progress, _quiet if as_json else _show_partition, display.receipt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import getpass
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,9 +99,10 @@ def export(
     pipeline: Pipeline = None, tenant: Tenant = None, dataset: Dataset = None, run: Run = None, reason: Reason = None,
     field: FieldName = None, number: Ids = None,
     state: Annotated[str, typer.Option("--state", help="As for list.")] = "open",
-    as_json: Json = False,
+    by: By = None, as_json: Json = False,
 ) -> None:
     """Write refused records to a file, whole, to be looked at or edited for `replay --from`."""
+    from barecount_assets import permission
     from barecount_assets.stages.ingestion import edited_records
     from resources.storage import quarantine_store
     from resources.storage.quarantine_store import Selection
@@ -109,6 +111,7 @@ def export(
                           ids=number)
     opened = environment()
     with opened.database.connect(autocommit=True) as connection:
+        permission.for_export(opened, quarantine_store.groups(connection, selection), person(by), _now())
         rows = edited_records.export(
             quarantine_store.stream(connection, selection), path, lambda record: _encoding(opened, record))
     output.print_json({"path": str(path), "records": rows}) if as_json else typer.echo(f"{rows:,} records in {path}")
@@ -124,12 +127,18 @@ def replay(
     by: By = None, dry_run: DryRun = False, as_json: Json = False,
 ) -> None:
     """Send refused records through ingestion again, after a fix of the contract, the code, or the records."""
+    from barecount_assets import permission
     from barecount_assets.stages.ingestion import replay as ingestion
+    from resources.storage import quarantine_store
     from resources.storage.quarantine_store import Selection
 
     opened = environment()
     selection = Selection(tenant, pipeline, dataset, run, reason, field, state="open", ids=number)
     request = ingestion.ReplayRequest(selection, person(by), why, _values(fix or []), edits, dry_run)
+    if not dry_run:
+        with opened.database.connect(autocommit=True) as connection:
+            permission.for_replay_of_records(
+                opened, quarantine_store.groups(connection, selection), person(by), _now())
     with progress_shown(quiet=as_json) as progress:
         results = ingestion.replay(opened, request, progress)
         renormalized = [] if dry_run or request.values or edits else _renormalize(opened, selection, progress)
@@ -164,6 +173,10 @@ def discard(
                    f"{'would be ' if dry_run else ''}discarded")
     if not groups:
         typer.echo("no open record matches")
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 @contextmanager

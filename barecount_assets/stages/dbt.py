@@ -23,7 +23,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings, code_version
 
 _lock = threading.Lock()
-_manifests: dict[tuple[str, str], Any] = {}
+_manifests: dict[tuple[str, str, str], Any] = {}
 _LOST = ("server closed the connection", "connection to server", "terminating connection", "Connection refused",
          "could not connect", "connection already closed", "the database system is")
 
@@ -126,7 +126,8 @@ def _flags(settings: Settings) -> list[str]:
 def _parsed(settings: Settings) -> Any:
     from dbt.cli.main import dbtRunner
 
-    key = (str(settings.data_dir), code_version(settings.project_dir))
+    # The database is part of what is parsed; compiling without one must not leave its manifest to a build.
+    key = (str(settings.data_dir), code_version(settings.project_dir), os.environ.get("DBT_DBNAME", ""))
     if key not in _manifests:
         outcome = dbtRunner().invoke(["parse", *_flags(settings)])
         if outcome.exception is not None or not outcome.success:

@@ -14,6 +14,7 @@ import pytest
 
 from barecount_assets import recompute, retention
 from barecount_assets.recompute import Recomputation, Versions
+from resources.governance import approvals
 from resources.runners.stage import Stage
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.trust import ledger
@@ -170,6 +171,13 @@ def test_a_backfill_that_stopped_is_resumed_and_leaves_one_trail(new_project: Ca
     damaged.write_bytes(whole[: len(whole) // 2])
     command = ("run", "order_to_cash", "--tenant", "acme", "--from", "2026-01-02", "--to", "2026-02-28", "--backfill",
                "--json")
+    waiting = project.command(*command)
+    assert waiting.exit_code == 1 and json.loads(waiting.stdout)["error"]["code"] == "approval.required"
+    with project.database.transaction() as connection:
+        (request,) = approvals.listed(connection, dt.datetime.now(dt.UTC))
+        approvals.answer(connection, request.approval_id, approve=True, by="nadia", reason="agreed with finance",
+                         now=dt.datetime.now(dt.UTC))
+
     stopped = project.command(*command)
     (document,) = json.loads(stopped.stdout)
     assert stopped.exit_code == 1 and document["error"]["code"] == "source.malformed"

@@ -16,6 +16,7 @@ from barecount_assets.stages import execute, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import edited_records
 from barecount_assets.stages.ingestion.replay import BatchReplay, ReplayRequest, replay
+from resources.governance import approvals
 from resources.runners.stage import Placement, Stage, StageSpec, iso_window
 from resources.runtime.database import Database, fetch
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -243,6 +244,12 @@ def test_the_verbs_tell_one_story(erp: Erp, tmp_path: Path, monkeypatch: pytest.
     shown = json.loads(command("show", "2", "--json"))
     assert (shown["state"], shown["payload"]) == ("open", WRONG_UNIT.replace("\u00e9", "\\351"))
     assert "NORD" in command("show", "2")
+    refused = CliRunner().invoke(app, ["quarantine", "export", str(tmp_path / "refused.csv"), "--json"])
+    assert json.loads(refused.output)["error"]["code"] == "approval.required"  # the dataset is confidential
+    with erp.environment.database.transaction() as connection:
+        (request,) = approvals.listed(connection, dt.datetime.now(dt.UTC))
+        approvals.answer(connection, request.approval_id, approve=True, by="nadia", reason="for the ERP's team",
+                         now=dt.datetime.now(dt.UTC))
     assert "2 records" in command("export", str(tmp_path / "refused.csv"), "--dataset", DATASET)
     assert "would be discarded" in command("discard", "--id", "1", "--why", "a test record", "--dry-run")
     assert erp.states() == {"open": 2}
