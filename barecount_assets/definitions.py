@@ -25,18 +25,22 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 
-def build_defs(project_dir: Path | None = None, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
+def build_defs(
+    project_dir: Path | None = None, resources: Mapping[str, Any] | None = None,
+    declarations: declared.Declarations | None = None,
+) -> dg.Definitions:
     """Fresh definitions of every declared pipeline.
 
     Args:
         project_dir: where `contracts/` is; the current project by default.
         resources: replacements for resources by name (`runner`), so that tests and commands swap parts.
+        declarations: what is declared there, where it was read already.
 
     Raises:
         BareCountError: declaration.invalid, naming every wrong declaration.
     """
     settings = Settings.from_environment()
-    declarations = declared.load(project_dir or settings.project_dir)
+    declarations = declarations or declared.load(project_dir or settings.project_dir)
     # What is known already is shown; nothing is compiled for it.
     lineage = project_lineage.kept(
         replace(settings, project_dir=declarations.project_dir), column_lineage.fingerprint(declarations))

@@ -20,6 +20,7 @@ from resources.governance.approvals import RunRequested
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Placement, Stage, StageReceipt, StageSpec, iso_window
+from resources.runtime import logs
 from resources.runtime.errors import BareCountError, ErrorCode
 
 if TYPE_CHECKING:
@@ -153,9 +154,10 @@ def _run_in_dagster(
             on_receipt(receipt)
 
     runner = Runner(environment, progress, collect, check_lock, admitted=True)
-    job = build_defs(environment.settings.project_dir, {"runner": runner}).resolve_job_def(request.pipeline)
+    definitions = build_defs(environment.settings.project_dir, {"runner": runner}, environment.declarations)
+    job = definitions.resolve_job_def(request.pipeline)
     try:
-        with instance:
+        with instance, logs.stderr_in_log("dagster"):
             for abandoned in _unfinished(instance, request.pipeline, {keys.TENANT_TAG: request.tenant_id}):
                 _close(instance, abandoned)  # the run lock is ours, so none of them can be alive
             result = job.execute_in_process(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextvars
 import datetime as dt
+import io
 import json
 import logging
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from resources.runtime.redaction import redact
 
@@ -81,3 +84,32 @@ def configure(data_dir: Path) -> None:
     libraries = logging.getLogger()
     if not libraries.handlers:
         libraries.addHandler(handler)
+
+
+@contextmanager
+def stderr_in_log(name: str) -> Iterator[None]:
+    """Log what libraries print on standard error inside the block: people read the platform's own lines there alone."""
+    with redirect_stderr(_Logged(get_logger(name), sys.stderr)):
+        yield
+
+
+class _Logged(io.TextIOBase):
+    """Stands where a text stream was, and logs what is written to it, one record per write."""
+
+    def __init__(self, logger: logging.Logger, stream: TextIO) -> None:
+        self._logger, self._stream = logger, stream
+        self._in_use = threading.local()
+
+    def write(self, text: str) -> int:
+        if getattr(self._in_use, "writing", False):  # logging itself has something to say
+            return self._stream.write(text)
+        self._in_use.writing = True
+        try:
+            if text.strip():
+                self._logger.warning("%s", text.strip())
+        finally:
+            self._in_use.writing = False
+        return len(text)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()

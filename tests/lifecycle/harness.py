@@ -335,7 +335,11 @@ where n.nspname in ('raw', 'gdp', 'kpi', 'published', 'platform') and c.relkind 
     and coalesce(r.name, '') in ('', 'raw_batch', 'run')
 group by 1, 2
 """
-_EVENTS = "select type, subject, envelope from platform.event where tenant_id = $1 order by position"
+# That an attempt failed is told too, each time; it is no part of what comes of the work.
+_EVENTS = """
+select type, subject, envelope from platform.event
+where tenant_id = $1 and type <> 'barecount.stage.failed' order by position
+"""
 _NUMBERS = {  # what names are held by columns, and by keys in documents, of tables that refer to nothing
     "_batch_id": "raw_batch", "batch_id": "raw_batch", "run_id": "run", "valid_from_run": "run", "valid_to_run": "run",
 }
