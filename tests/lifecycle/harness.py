@@ -103,11 +103,15 @@ def _day_of(path: Path) -> dt.date:
 
 @dataclass(frozen=True)
 class Uninterrupted:
-    """What comes of the deliveries when nobody disturbs the runs: the state after each, and the run's own steps."""
+    """What comes of the deliveries when nobody disturbs the runs: the state after each, and the run's own steps.
+
+    `tenants_own` is the part of the first state that is the tenant's.
+    """
 
     deliveries: Deliveries
     settings: Settings
     states: Mapping[int, State]
+    tenants_own: State
     runs: Mapping[int, Child]
 
     def stop_before(self, stage: str, label: str) -> Stop:
@@ -122,11 +126,11 @@ def uninterrupted(server: str, folder: Path) -> Uninterrupted:
     """Run both deliveries on a database of their own; once per session, which is why it is cached."""
     deliveries = Deliveries.make(folder / "sample")
     settings, database = project(folder / "undisturbed"), new_database(server, "undisturbed")
-    states, runs = {}, {}
-    for number in (1, 2):
-        runs[number] = attempt(settings, database, deliveries.deliver(number, settings))
-        states[number] = State.of(database, settings)
-    return Uninterrupted(deliveries, settings, states, runs)
+    runs = {1: attempt(settings, database, deliveries.deliver(1, settings))}
+    states, tenants_own = {1: State.of(database, settings)}, State.of(database, settings, TENANT)
+    runs[2] = attempt(settings, database, deliveries.deliver(2, settings))
+    states[2] = State.of(database, settings)
+    return Uninterrupted(deliveries, settings, states, tenants_own, runs)
 
 
 def project(folder: Path, like: Settings | None = None) -> Settings:

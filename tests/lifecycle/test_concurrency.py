@@ -11,6 +11,8 @@ from barecount_assets import lifecycle
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.declarations import load
+from resources.host import runner_catalog
+from resources.runners.facade import RunnerFacade
 from resources.runners.stage import Stage, StageReceipt, StageSpec
 from tests.lifecycle import harness
 from tests.lifecycle.harness import PROJECT, TENANT, Command, Deliveries, State, Uninterrupted
@@ -66,7 +68,7 @@ def test_two_tenants_run_side_by_side_into_the_same_tables_from_the_first_run_on
     for command in commands:
         assert command.wait() == 0, command.outcome
         assert command.outcome["changed"]
-    _assert_same(State.of(database, settings, TENANT), uninterrupted.states[1])
+    _assert_same(State.of(database, settings, TENANT), uninterrupted.tenants_own)
     assert State.of(database, settings, OTHER_TENANT).ledger
 
 
@@ -75,10 +77,13 @@ def test_stages_called_from_two_threads_wait_for_each_other_and_do_the_work_once
 ) -> None:
     settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
     environment = StageEnvironment(settings, harness.new_database(server, "threads"), load(PROJECT))
+    facade = RunnerFacade(
+        runner_catalog.read_environment(PROJECT, settings.environment), runner_catalog.read_sizes(PROJECT),
+        lambda spec, progress: execute(spec, progress, environment))
     request = uninterrupted.deliveries.deliver(1, settings)
     manifest = environment.declarations.effective(request.pipeline, request.tenant_id)
     for spec in sorted(lifecycle.specs(manifest, request), key=_turn):
-        first, second = _at_once(spec, environment)
+        first, second = _at_once(spec, facade)
         assert first.changed != second.changed, f"{spec.stage} was done twice, or not at all"
         assert (first.run_token, first.outputs) == (second.run_token, second.outputs)
     _assert_same(State.of(environment.database, settings), uninterrupted.states[1])
@@ -90,7 +95,7 @@ def _turn(spec: StageSpec) -> tuple[int, str]:
     return order.index(spec.stage), spec.source or ""
 
 
-def _at_once(spec: StageSpec, environment: StageEnvironment) -> list[StageReceipt]:
+def _at_once(spec: StageSpec, facade: RunnerFacade) -> list[StageReceipt]:
     """Receipts of the same stage run by two threads that begin together."""
     together = threading.Barrier(2)
     receipts: list[StageReceipt] = []
@@ -99,7 +104,7 @@ def _at_once(spec: StageSpec, environment: StageEnvironment) -> list[StageReceip
     def call() -> None:
         together.wait()
         try:
-            receipts.append(execute(spec, lambda *_: None, environment))
+            receipts.append(facade.run(spec))
         except Exception as error:  # told in the thread of the test
             errors.append(error)
 
