@@ -1,15 +1,22 @@
-"""`barecount demo`: the whole lifecycle on sample data, for two tenants, ending in a KPI and its proof."""
+"""`barecount demo`: the lifecycle on sample data, for two tenants, ending in a number, its proof and what it set off.
+
+On the way a source drifts and is held until a steward accepts, and a refused record is corrected and replayed.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
+import subprocess
 import sys
+import tempfile
 import time
+import zipfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from barecount_assets import drift_decisions, lifecycle, proof, sample
-from barecount_assets.cli import explain, output, runs
+from barecount_assets.cli import demo_actions, explain, output, runs
 from barecount_assets.lifecycle import RunOutcome, RunRequest
 from barecount_assets.sample import SampleFacts
 from barecount_assets.stages.environment import StageEnvironment
@@ -24,6 +31,7 @@ _EXPLAINED = ("dso", "2026-03")
 _CHART_WIDTH = 36
 _UPGRADED_TENANT = "acme"
 _STEWARD = "marco.bianchi@finance.example"
+_TAX, _GROSS = 8, 9  # places in a line of the ERP's file
 
 
 def run(settings: Settings, *, as_json: bool) -> bool:
@@ -47,12 +55,17 @@ def run(settings: Settings, *, as_json: bool) -> bool:
         if tenant == _UPGRADED_TENANT and outcomes[-1].error is None:
             outcomes.append(drift_story(environment, settings, facts, as_json=as_json))
             environment = StageEnvironment.open(settings)  # what was accepted is the contract of every tenant
+    done = all(outcome.error is None for outcome in outcomes)
+    if done and not as_json:
+        _summary(environment, outcomes)
+    acted = done and demo_actions.story(environment, quiet=as_json)
+    proven = done and _bundle(environment, outcomes[0].request.tenant_id, quiet=as_json)
     if as_json:
         output.print_json([runs.to_json(outcome) for outcome in outcomes])
-    elif all(outcome.error is None for outcome in outcomes):
-        _summary(environment, outcomes)
+    elif done:
+        _next(outcomes[0].request.tenant_id)
         console.print(f"\n[dim]{time.perf_counter() - started:.1f} s in all[/]")
-    return all(outcome.error is None for outcome in outcomes)
+    return acted and proven
 
 
 def drift_story(
@@ -92,10 +105,59 @@ def drift_story(
             versions = ", ".join(f"{c.layer} {c.current_version} -> {c.version}" for c in done.candidates if c.changed)
             console.print(f"[green]accepted[/] by {_STEWARD}: {drift.dataset} {versions}, evidence "
                           f"{done.drift.decision_seq}", soft_wrap=True)
-    outcome = run_day(StageEnvironment.open(settings))
+    opened = StageEnvironment.open(settings)
+    _repair(opened, tenant, quiet=as_json)
+    outcome = run_day(opened)
     if not as_json:
         runs.show_outcome(outcome, dry_run=False)
     return outcome
+
+
+def _repair(environment: StageEnvironment, tenant: str, *, quiet: bool) -> None:
+    """Correct one invoice that was refused, from what else it says, and replay it: its net amount is gross less tax."""
+    from barecount_assets.stages.ingestion import replay
+    from resources.storage.quarantine_store import Selection
+
+    with environment.database.connect(autocommit=True) as connection:
+        found = fetch(connection, _UNREADABLE, (tenant, PIPELINE))
+    if not found:
+        return
+    number, source, row, message, payload = found[0]
+    fields = bytes(payload).decode("windows-1252").split(";")
+    net = str(Decimal(fields[_GROSS]) - Decimal(fields[_TAX]))
+    request = replay.ReplayRequest(Selection(tenant, PIPELINE, ids=[number], state="open"), _STEWARD,
+                                   "gross less tax, as the ERP's own total has it", {"net_amount": net})
+    (result,) = replay.replay(environment, request, lambda *_: None)
+    if not quiet:
+        console = output.console()
+        console.print(f"[yellow]refused[/]  {source} row {row}: {message}", soft_wrap=True)
+        console.print(f"[green]replayed[/] by {_STEWARD}: net amount {net}, {result.replayed} record as {result.into}",
+                      soft_wrap=True)
+
+
+def _bundle(environment: StageEnvironment, tenant: str, *, quiet: bool) -> bool:
+    """Export the evidence, and let the bundle's own script verify it in a process that knows nothing of us."""
+    from resources.trust import bundle
+    from resources.trust.signing import KeyStore
+
+    store = KeyStore.of(environment.settings.data_dir, environment.database)
+    path = environment.settings.data_dir / "exports" / f"evidence-{tenant}.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    written = bundle.export(environment.database, store, tenant, path, bundle.Selection(None, None, ()), [])
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(path) as archive:
+            archive.extract("verify.py", folder)
+        verified = subprocess.run(
+            [sys.executable, "-I", str(Path(folder) / "verify.py"), str(path), "--key", written.key],
+            capture_output=True, text=True, cwd=folder)
+    if not quiet:
+        console = output.console()
+        console.print(f"\n[bold]Evidence for an outsider[/]  {_shown(path)}: {written.entries} entries; its own "
+                      "verify.py, with no database and no network, says:", soft_wrap=True)
+        for line in (verified.stdout + verified.stderr).strip().splitlines()[-3:]:
+            console.print(f"  {line}", soft_wrap=True, markup=False)
+    return verified.returncode == 0
 
 
 def _summary(environment: StageEnvironment, outcomes: list[RunOutcome]) -> None:
@@ -111,8 +173,11 @@ def _summary(environment: StageEnvironment, outcomes: list[RunOutcome]) -> None:
     kpi, period = _EXPLAINED
     console.print(f"\n[bold]Where does {PIPELINE}.{kpi} of {tenant} for {period} come from?[/]")
     explain.show(proof.explain(environment, kpi, tenant, period), as_json=False)
+
+
+def _next(tenant: str) -> None:
     command = _command()
-    console.print(f"""
+    output.console().print(f"""
 [bold]Next[/]
   {command} dev
       the same in the Dagster UI
@@ -184,4 +249,11 @@ union all
 select 'overdue_ratio', period, value from published.overdue_ratio where tenant_id = $1 and grain = 'month_total'
 union all
 select 'dso', period, value from published.dso where tenant_id = $1 and grain = 'month_total'
+"""
+_UNREADABLE = """
+select quarantine_id, source_id, row_number, message, payload
+from platform.quarantine_record
+where tenant_id = $1 and pipeline = $2 and reason = 'wrong_type' and field = 'net_amount' and state = 'open'
+order by source_id, row_number
+limit 1
 """

@@ -121,7 +121,8 @@ def values_of(signal: Signal, facts: SeriesFacts, parameters: Mapping[str, Any])
         "age_days": (signal.occurred_at.date() - start).days if start else None,
         "dimensions": dict(signal.dimensions), "parameters": parameters, "tenant": signal.tenant_id,
         "kpi": data.get("kpi"), "grain": data.get("grain"), "period": data.get("period"), "unit": data.get("unit"),
-        "threshold_state": data.get("threshold_state"), "data": data,
+        "threshold_state": data.get("threshold_state"), "period_complete": data.get("period_complete") is True,
+        "data": data,
         "event": {"type": signal.type, "subject": signal.subject, "id": signal.event_id,
                   "pipeline": data.get("pipeline"), "time": signal.occurred_at},
     }

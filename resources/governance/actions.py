@@ -357,7 +357,7 @@ def variables(rule: ActionRule, dimensions: Collection[str]) -> dict[str, Any]:
         **dict.fromkeys(_NUMBERS, 1.5), **dict.fromkeys(_SCALED, 1_500_000), **dict.fromkeys(_WHOLE, 3),
         "dimensions": {**dict.fromkeys(dimensions, "x"), **rule.spec.subject.dimensions},
         "parameters": rule.spec.parameters, "tenant": "acme", "kpi": "x", "grain": "x", "period": "2026-03",
-        "unit": "x", "threshold_state": "ok", "data": {},
+        "unit": "x", "threshold_state": "ok", "period_complete": True, "data": {},
         "event": {"type": "barecount.kpi.changed", "subject": "x", "id": "x", "pipeline": "x",
                   "time": dt.datetime(2026, 3, 1, tzinfo=dt.UTC)},
     }
