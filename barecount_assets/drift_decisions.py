@@ -82,15 +82,17 @@ def candidates(environment: StageEnvironment, drift: Drift) -> tuple[Candidate, 
 def accept(
     environment: StageEnvironment, drift_id: int, *, by: str, reason: str, now: dt.datetime, write: bool = False
 ) -> Acceptance:
-    """Declare what drifted: new contract versions, registered and current at once.
+    """Declare what drifted: new contract versions, registered and current at once, if the policies allow it.
 
     Args:
         write: put the documents into `contracts/` itself instead of the review folder in the data folder.
 
     Raises:
-        BareCountError: declaration.unknown, declaration.invalid, contract.drift_decided.
+        BareCountError: declaration.unknown, declaration.invalid, contract.drift_decided; policy.denied,
+            approval.required, which stay on record.
     """
     _require_words(by, reason)
+    _ask_policies(environment, drift_id, by, now)
     with environment.database.connect(autocommit=True) as connection, connection.transaction():
         drift = drift_register.locked(connection, drift_id)
         made = candidates(environment, drift)
@@ -107,6 +109,17 @@ def accept(
     settings = environment.settings
     folder = settings.project_dir / "contracts" if write else settings.data_dir / "contracts" / "review"
     return Acceptance(decided, made, tuple(_write(folder, candidate) for candidate in made if candidate.changed))
+
+
+def _ask_policies(environment: StageEnvironment, drift_id: int, by: str, now: dt.datetime) -> None:
+    """Ask about the versions an acceptance would register, apart from its transaction: a refusal stays on record."""
+    with environment.database.connect(autocommit=True) as connection:
+        with connection.transaction():
+            drift = drift_register.locked(connection, drift_id)
+        changed = [candidate for candidate in candidates(environment, drift) if candidate.changed]
+        contracts = [_read(candidate.document, drift, candidate.layer) for candidate in changed]
+        steps = [registry.candidate_step(connection, environment.declarations, contract) for contract in contracts]
+        registry.require_allowed(connection, environment.declarations, steps, by, now, origin=CAUSE)
 
 
 def reject(environment: StageEnvironment, drift_id: int, *, by: str, reason: str, now: dt.datetime) -> Drift:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ from typing import Any
 from barecount_assets import drift_decisions, lifecycle, proof, sample
 from barecount_assets.cli import demo_actions, explain, output, runs
 from barecount_assets.lifecycle import RunOutcome, RunRequest
-from barecount_assets.sample import SampleFacts
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import drift_register
+from resources.governance.drift_register import Drift
 from resources.runners.stage import Stage
 from resources.runtime.database import fetch, fetch_dicts
-from resources.runtime.errors import ErrorCode
 from resources.runtime.settings import Settings
 
 PIPELINE = "order_to_cash"
@@ -44,17 +44,17 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     tenants = environment.declarations.pipeline(PIPELINE).spec.tenants
     outcomes = []
     for tenant in tenants:
-        facts = sample.write_sample(settings.data_dir / "sample" / tenant, tenant)
-        request = RunRequest(PIPELINE, tenant, facts.start, facts.end)
+        folder = settings.data_dir / "sample" / tenant
+        facts = sample.write_sample(folder, tenant)
+        upgraded = tenant == _UPGRADED_TENANT
+        end = sample.write_upgraded_day(folder, facts) if upgraded else facts.end
+        request = RunRequest(PIPELINE, tenant, facts.start, end)
         if not as_json:
-            console.print(f"[bold]{tenant}[/]  sources in {_shown(settings.data_dir / 'sample' / tenant)}")
-        with runs.StageDisplay(quiet=as_json) as display:
-            outcomes.append(lifecycle.run(environment, request, display.progress, display.receipt))
-        if not as_json:
-            runs.show_outcome(outcomes[-1], dry_run=False)
-        if tenant == _UPGRADED_TENANT and outcomes[-1].error is None:
-            outcomes.append(drift_story(environment, settings, facts, as_json=as_json))
-            environment = StageEnvironment.open(settings)  # what was accepted is the contract of every tenant
+            console.print(f"[bold]{tenant}[/]  sources in {_shown(folder)}")
+        outcomes.append(_run(environment, request, quiet=as_json))
+        if upgraded and outcomes[-1].error is None and (held := _held(environment, tenant, end)):
+            environment = _decide(environment, settings, held, end, quiet=as_json)
+            outcomes.append(_run(environment, request, quiet=as_json))
     done = all(outcome.error is None for outcome in outcomes)
     if done and not as_json:
         _summary(environment, outcomes)
@@ -68,49 +68,44 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     return acted and proven
 
 
-def drift_story(
-    environment: StageEnvironment, settings: Settings, facts: SampleFacts, *, as_json: bool
-) -> RunOutcome:
-    """A source drifts: its day is held, a steward accepts, the pipeline goes on. Returns the run that did.
+def _run(environment: StageEnvironment, request: RunRequest, *, quiet: bool) -> RunOutcome:
+    with runs.StageDisplay(quiet=quiet) as display:
+        outcome = lifecycle.run(environment, request, display.progress, display.receipt)
+    if not quiet:
+        runs.show_outcome(outcome, dry_run=False)
+    return outcome
 
-    Begun again after an interruption it goes on where it was; done already, it only says so.
-    """
-    tenant = facts.tenant
-    day = sample.write_upgraded_day(settings.data_dir / "sample" / tenant, facts)
-    console = output.console()
 
-    def run_day(opened: StageEnvironment) -> RunOutcome:
-        with runs.StageDisplay(quiet=as_json) as display:
-            return lifecycle.run(opened, RunRequest(PIPELINE, tenant, day, day), display.progress, display.receipt)
-
-    if not as_json:
-        console.print(f"[bold]{tenant}, {day}[/]  the ERP was upgraded: a column that no contract declares")
-    outcome = run_day(environment)
-    if outcome.error is None or outcome.error.code is not ErrorCode.SCHEMA_DRIFT:
-        if not as_json:
-            runs.show_outcome(outcome, dry_run=False)
-        return outcome
+def _held(environment: StageEnvironment, tenant: str, day: dt.date) -> list[Drift]:
+    """Drifts of a day that wait for a steward; none when the demo came this far before."""
     with environment.database.connect(autocommit=True) as connection:
-        drifts = [d for d in drift_register.listed(connection, pipeline=PIPELINE, tenant_id=tenant, status="open")
-                  if day in d.partitions]
-        counted = fetch(connection, _COUNTED, (tenant, PIPELINE, day))[0][0]
-    for drift in drifts:
-        if not as_json:
-            console.print(f"[yellow]held[/]     {drift_register.message(drift)}; its rows have landed, {counted} "
-                          "batches of the day count downstream", soft_wrap=True)
+        return [drift for drift in drift_register.listed(connection, pipeline=PIPELINE, tenant_id=tenant, status="open")
+                if day in drift.partitions]
+
+
+def _decide(
+    environment: StageEnvironment, settings: Settings, held: list[Drift], day: dt.date, *, quiet: bool
+) -> StageEnvironment:
+    """A steward accepts what the upgraded ERP sends, and corrects a refused record; returns the contracts of then."""
+    console = output.console()
+    for drift in held:
+        with environment.database.connect(autocommit=True) as connection:
+            counted = fetch(connection, _COUNTED, (drift.tenant_id, PIPELINE, day))[0][0]
+        if not quiet:
+            console.print(f"\n[bold]{drift.tenant_id}, {day}[/]  the ERP was upgraded: a column no contract declares")
+            console.print(f"[yellow]held[/]     {drift_register.message(drift)}; its rows have landed, {counted} batches "
+                          "of the day count downstream, the other days went on", soft_wrap=True)
         done = drift_decisions.accept(
             environment, drift.drift_id, by=_STEWARD, reason="the discount is part of the upgrade, see change 4711",
             now=dt.datetime.now(dt.UTC))
-        if not as_json:
+        if not quiet:
             versions = ", ".join(f"{c.layer} {c.current_version} -> {c.version}" for c in done.candidates if c.changed)
             console.print(f"[green]accepted[/] by {_STEWARD}: {drift.dataset} {versions}, evidence "
                           f"{done.drift.decision_seq}", soft_wrap=True)
-    opened = StageEnvironment.open(settings)
-    _repair(opened, tenant, quiet=as_json)
-    outcome = run_day(opened)
-    if not as_json:
-        runs.show_outcome(outcome, dry_run=False)
-    return outcome
+    opened = StageEnvironment.open(settings)  # what was accepted is the contract of every tenant
+    for drift in held:
+        _repair(opened, drift.tenant_id, quiet=quiet)
+    return opened
 
 
 def _repair(environment: StageEnvironment, tenant: str, *, quiet: bool) -> None:
@@ -165,10 +160,11 @@ def _summary(environment: StageEnvironment, outcomes: list[RunOutcome]) -> None:
     if all(not outcome.changed for outcome in outcomes):
         console.print("\nEverything was done already: the sources have not changed, so nothing was computed and "
                       "nothing was published.")
+    newest = {outcome.request.tenant_id: outcome for outcome in outcomes}
     console.print(output.table("\nRecords", ("tenant", "source", "files", "received", "accepted", "quarantined"),
-                               _sources(outcomes), right=(2, 3, 4, 5)))
+                               _sources(newest.values()), right=(2, 3, 4, 5)))
     tenant = outcomes[0].request.tenant_id
-    for name in dict.fromkeys(outcome.request.tenant_id for outcome in outcomes):
+    for name in newest:
         _kpis(environment, name)
     kpi, period = _EXPLAINED
     console.print(f"\n[bold]Where does {PIPELINE}.{kpi} of {tenant} for {period} come from?[/]")
@@ -193,7 +189,7 @@ def _command() -> str:
     return _shown(called) if called.name == "barecount" and called.is_absolute() else str(called)
 
 
-def _sources(outcomes: list[RunOutcome]) -> list[tuple[Any, ...]]:
+def _sources(outcomes: Iterable[RunOutcome]) -> list[tuple[Any, ...]]:
     rows = []
     for outcome in outcomes:
         for receipt in outcome.receipts:

@@ -158,8 +158,8 @@ def _show(jobs: list[JobRow], receipts: list[ReceiptRow], received: Received | N
         console.print(f"job {job.job_id} {job.state}: {title}", soft_wrap=True)
     if received is not None:
         for key, body in received.webhooks.items():
-            console.print(f"  webhook  {key}: signature verified, {body['data']['kind']} of period "
-                          f"{body['data']['period']}", soft_wrap=True)
+            console.print(f"  webhook  {key}: signature verified, {body['kind']} of {body['subject']} for "
+                          f"{body['period']}", soft_wrap=True)
         for mail in received.mails:
             console.print(f"  e-mail   to {mail['To']}: {mail['Subject']}", soft_wrap=True)
         for ticket in received.tickets.values():

@@ -294,7 +294,7 @@ def sync(
         _require_immutable(found)
         if not reason.strip():
             _require_compatible(connection, declarations, found)
-        _require_policies(connection, declarations, found.pending, who, now)
+        require_allowed(connection, declarations, found.pending, who, now)
         with connection.transaction():
             _write(connection, declarations, found.pending, who, "sync", reason or "declared in contracts/", now)
     return found
@@ -318,7 +318,7 @@ def admit(
         found = plan(connection, declarations, datasets)
         _require_immutable(found)
         _require_compatible(connection, declarations, found)
-        _require_policies(connection, declarations, found.pending, who, now)
+        require_allowed(connection, declarations, found.pending, who, now)
         with connection.transaction():
             _write(connection, declarations, found.pending, who, "run", reason, now)
             _inform(connection, declarations, tenant_id, datasets)
@@ -383,11 +383,16 @@ def _exclusively(connection: psycopg.Connection) -> Iterator[None]:
             fetch(connection, "select pg_advisory_unlock($1::bigint)", (REGISTRY_LOCK,))
 
 
-def _require_policies(
-    connection: psycopg.Connection, declarations: Declarations, steps: Sequence[Step], who: str, now: dt.datetime
+def require_allowed(
+    connection: psycopg.Connection, declarations: Declarations, steps: Sequence[Step], who: str, now: dt.datetime, *,
+    origin: str = "declared",
 ) -> None:
-    """Pass when the policies of all tenants concerned let the versions become current."""
-    asked = questions(declarations, steps, who=who, origin="declared")
+    """Pass when the policies of all tenants concerned let the versions become current; on an autocommit connection.
+
+    Raises:
+        BareCountError: policy.denied, approval.required. The decisions stay on record.
+    """
+    asked = questions(declarations, steps, who=who, origin=origin)
     if asked:
         with connection.transaction():
             _register_tenants(connection, declarations, {question.facts.tenant for question in asked})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 import yaml
 
+from barecount_assets import drift_decisions
 from resources.governance import declarations, drift_register
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.trust import ledger
@@ -83,6 +85,29 @@ def test_a_decision_is_on_record_with_who_why_and_when_and_the_ledger_verifies(s
         assert ledger.verify(connection, "acme").intact
         with pytest.raises(Exception, match="append-only|permission denied"):
             connection.execute("update platform.drift_decision set reason = 'another'")
+
+
+def test_an_acceptance_that_a_policy_denies_changes_nothing_and_stays_on_record(site: Site) -> None:
+    shipped = site.environment.declarations
+    quotas = shipped.policies["quotas"]
+    deny = quotas.model_copy(update={
+        "metadata": quotas.metadata.model_copy(update={"name": "frozen_contracts"}),
+        "spec": quotas.spec.model_copy(update={
+            "point": "contract_change",
+            "rules": (quotas.spec.rules[0].model_copy(update={
+                "id": "freeze", "condition": "origin == 'drift'", "effect": "deny",
+                "message": "contracts are frozen"}),),
+        }),
+    })
+    frozen = replace(site.environment, declarations=replace(
+        shipped, policies={**shipped.policies, deny.name: deny}))
+    (drift,) = site.drifts("acme")
+    with pytest.raises(BareCountError) as refused:
+        drift_decisions.accept(frozen, drift.drift_id, by="ann", reason="declared", now=NOW)
+    assert refused.value.code is ErrorCode.POLICY_DENIED and "contracts are frozen" in refused.value.message
+    assert [d.status for d in site.drifts("acme")] == ["open"]
+    assert site.rows("select count(*) from platform.evidence where kind = 'policy.decided' and body like '%freeze%'") \
+        != [(0,)]
 
 
 def test_the_same_drift_in_a_later_batch_joins_and_is_decided_with_it(site: Site) -> None:
