@@ -93,8 +93,8 @@ def _decide(
             counted = fetch(connection, _COUNTED, (drift.tenant_id, PIPELINE, day))[0][0]
         if not quiet:
             console.print(f"\n[bold]{drift.tenant_id}, {day}[/]  the ERP was upgraded: a column no contract declares")
-            console.print(f"[yellow]held[/]     {drift_register.message(drift)}; its rows have landed, {counted} batches "
-                          "of the day count downstream, the other days went on", soft_wrap=True)
+            console.print(f"[yellow]held[/]     {drift_register.message(drift)}; its rows have landed, {counted} "
+                          "batches of the day count downstream, the other days went on", soft_wrap=True)
         done = drift_decisions.accept(
             environment, drift.drift_id, by=_STEWARD, reason="the discount is part of the upgrade, see change 4711",
             now=dt.datetime.now(dt.UTC))
