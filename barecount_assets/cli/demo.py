@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,11 @@ def run(settings: Settings, *, as_json: bool) -> bool:
         request = RunRequest(PIPELINE, tenant, facts.start, end)
         if not as_json:
             console.print(f"[bold]{tenant}[/]  sources in {_shown(folder)}")
-        outcomes.append(_run(environment, request, quiet=as_json))
-        if upgraded and outcomes[-1].error is None and (held := _held(environment, tenant, end)):
+        outcome = _run(environment, request, quiet=as_json)
+        if upgraded and (held := _held(environment, tenant, end)):
             environment = _decide(environment, settings, held, end, quiet=as_json)
-            outcomes.append(_run(environment, request, quiet=as_json))
+            outcome = _run(environment, request, quiet=as_json)
+        outcomes.append(outcome)
     done = all(outcome.error is None for outcome in outcomes)
     if done and not as_json:
         _summary(environment, outcomes)
@@ -160,12 +160,11 @@ def _summary(environment: StageEnvironment, outcomes: list[RunOutcome]) -> None:
     if all(not outcome.changed for outcome in outcomes):
         console.print("\nEverything was done already: the sources have not changed, so nothing was computed and "
                       "nothing was published.")
-    newest = {outcome.request.tenant_id: outcome for outcome in outcomes}
     console.print(output.table("\nRecords", ("tenant", "source", "files", "received", "accepted", "quarantined"),
-                               _sources(newest.values()), right=(2, 3, 4, 5)))
+                               _sources(outcomes), right=(2, 3, 4, 5)))
     tenant = outcomes[0].request.tenant_id
-    for name in newest:
-        _kpis(environment, name)
+    for outcome in outcomes:
+        _kpis(environment, outcome.request.tenant_id)
     kpi, period = _EXPLAINED
     console.print(f"\n[bold]Where does {PIPELINE}.{kpi} of {tenant} for {period} come from?[/]")
     explain.show(proof.explain(environment, kpi, tenant, period), as_json=False)
@@ -189,7 +188,7 @@ def _command() -> str:
     return _shown(called) if called.name == "barecount" and called.is_absolute() else str(called)
 
 
-def _sources(outcomes: Iterable[RunOutcome]) -> list[tuple[Any, ...]]:
+def _sources(outcomes: list[RunOutcome]) -> list[tuple[Any, ...]]:
     rows = []
     for outcome in outcomes:
         for receipt in outcome.receipts:
