@@ -17,7 +17,6 @@ from barecount_assets import jobs, project_lineage, schedules, sensors
 from barecount_assets.action_job import Actions, action_job
 from barecount_assets.assets import raw, transforms
 from barecount_assets.runner import Runner
-from resources.governance import column_lineage
 from resources.governance import declarations as declared
 from resources.runtime.settings import Settings
 
@@ -42,8 +41,7 @@ def build_defs(
     settings = Settings.from_environment()
     declarations = declarations or declared.load(project_dir or settings.project_dir)
     # What is known already is shown; nothing is compiled for it.
-    lineage = project_lineage.kept(
-        replace(settings, project_dir=declarations.project_dir), column_lineage.fingerprint(declarations))
+    lineage = project_lineage.kept(replace(settings, project_dir=declarations.project_dir), declarations)
     assets: list[dg.AssetsDefinition] = []
     all_jobs, all_schedules, all_sensors = [], [], [sensors.freshness(declarations)]
     for manifest in declarations.pipelines.values():

@@ -13,7 +13,7 @@ from resources.governance.column_lineage import ProjectLineage
 from resources.governance.declarations import Declarations
 from resources.runtime.settings import Settings
 
-_known: dict[tuple[Path, str], ProjectLineage] = {}
+_known: dict[tuple[Path, str, tuple[str, ...]], ProjectLineage] = {}
 _one = threading.Lock()
 
 
@@ -25,23 +25,24 @@ def of_project(settings: Settings, declarations: Declarations, *, may_compile: b
     Raises:
         BareCountError: transform.failed when dbt cannot read the project.
     """
-    fingerprint = column_lineage.fingerprint(declarations)
-    key = (settings.data_dir, fingerprint)
+    raw = tuple(sorted(c.hash for c in declarations.contracts.values() if c.layer == "raw"))
+    key = (settings.data_dir, column_lineage.fingerprint(declarations), raw)
     with _one:
         if key not in _known:
-            found = kept(settings, fingerprint)
+            found = kept(settings, declarations)
             if found is None and not may_compile:
                 return column_lineage.of_project(declarations, {})
             _known[key] = found or compile_anew(settings, declarations)
         return _known[key]
 
 
-def kept(settings: Settings, fingerprint: str) -> ProjectLineage | None:
-    """Lineage that was worked out before, None when what is declared has changed since."""
+def kept(settings: Settings, declarations: Declarations) -> ProjectLineage | None:
+    """Lineage that was worked out before, with the raw columns of now; None when what models depend on has changed."""
+    fingerprint = column_lineage.fingerprint(declarations)
     for path in (settings.project_dir / lineage_lock.PLACE, _cache(settings)):
         lineage = lineage_lock.read(path, fingerprint)
-        if lineage is not None:
-            return lineage
+        if lineage is not None and (current := column_lineage.with_raw(lineage, declarations)) is not None:
+            return current
     return None
 
 

@@ -124,18 +124,18 @@ def compile_(
     found = settings()
     declared = declarations.load(found.project_dir)
     path = found.project_dir / lineage_lock.PLACE
+    project = project_lineage.of_project(found, declared)
     before = lineage_lock.read(path, column_lineage.fingerprint(declared))
-    project = before or project_lineage.of_project(found, declared)
     changed = lineage_lock.changed_columns(path, project)
-    if before is None and not dry_run:
+    if before != project and not dry_run:
         lineage_lock.write(path, project)
     if as_json:
-        output.print_json({"file": lineage_lock.PLACE, "is_current": before is not None, "changed": changed,
+        output.print_json({"file": lineage_lock.PLACE, "is_current": before == project, "changed": changed,
                            "unresolved": [str(problem) for problem in project.unresolved]})
     else:
         for name in changed:
             typer.echo(f"  {name} comes from elsewhere now")
-        state = "is current" if before else "would be written" if dry_run else "written"
+        state = "is current" if before == project else "would be written" if dry_run else "written"
         typer.echo(f"{lineage_lock.PLACE} {state}: {len(project.assets)} assets, "
                    f"{sum(len(a.columns) for a in project.assets.values())} columns")
         for problem in project.unresolved:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -180,7 +180,9 @@ def run_variables(kpis: Iterable[str]) -> dict[str, Any]:
 
 
 def fingerprint(declarations: Declarations) -> str:
-    """SHA-256 (hex) of all that column lineage depends on: models and macros, the contracts' columns, the manifests.
+    """SHA-256 (hex) of all that the lineage of models depends on: the dbt project, contracts' columns, the manifests.
+
+    Columns of raw data do not count: models go on reading those they read when there are more (see `with_raw`).
 
     Raises FileNotFoundError for a project without dbt_project/dbt_project.yml.
     """
@@ -192,7 +194,7 @@ def fingerprint(declarations: Declarations) -> str:
         digest.update(path.relative_to(project).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     columns = {
         f"{dataset} {layer}": [[c.name, c.source_name, c.physical_type] for c in contract.columns]
-        for (dataset, layer), contract in sorted(declarations.contracts.items())
+        for (dataset, layer), contract in sorted(declarations.contracts.items()) if layer in ("gold", "activation")
     }
     pipelines = {
         name: [[[s.name, s.dataset] for s in manifest.spec.sources], manifest.spec.transforms.gdp, manifest.spec.kpis]
@@ -231,6 +233,19 @@ def of_project(declarations: Declarations, compiled: Mapping[str, str]) -> Proje
             rows = {ROWS: (Dependency(f"kpi.{kpi}", ROWS, INDIRECT, "ROWS"),)}
             assets[f"published.{kpi}"] = AssetLineage(f"published.{kpi}", f"{manifest.name}.publish", {**same, **rows})
     return ProjectLineage(fingerprint(declarations), assets, tuple(sorted(unresolved)))
+
+
+def with_raw(lineage: ProjectLineage, declarations: Declarations) -> ProjectLineage | None:
+    """The lineage with the raw columns declared now; None when a model reads one that is not there any more."""
+    raw = {
+        f"raw.{source.dataset}": _ingested(declarations, manifest.name, source.name, source.dataset)
+        for manifest in declarations.pipelines.values() for source in manifest.spec.sources
+    }
+    known = {name: {*asset.columns, *RAW_STAMPS} for name, asset in raw.items()}
+    read = (d for asset in lineage.assets.values() for found in asset.columns.values() for d in found)
+    if any(d.asset in known and d.column not in known[d.asset] for d in read):
+        return None
+    return replace(lineage, assets={**lineage.assets, **raw})
 
 
 def _ingested(declarations: Declarations, pipeline: str, source: str, dataset: str) -> AssetLineage:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from resources.governance import column_lineage, declarations, lineage_lock
 from resources.governance.column_lineage import Dependency, ProjectLineage, Unresolved, of_model, run_variables
+from resources.governance.contracts import Contract
+from resources.governance.declarations import Declarations
 
 PROJECT = Path(__file__).resolve().parents[3]
 SCHEMA = {
@@ -160,6 +163,24 @@ def test_lineage_survives_its_file_and_a_file_of_something_else_does_not_count(
     assert lineage_lock.read(path, "another") is None
     path.write_text('{"fingerprint": "' + shipped.fingerprint + '", "assets": 3}')
     assert lineage_lock.read(path, shipped.fingerprint) is None
+
+
+def test_raw_data_may_grow_without_compiling_models_again_and_may_not_lose_what_they_read(
+    shipped: ProjectLineage
+) -> None:
+    declared = declarations.load(PROJECT)
+    contract = declared.contract("order_to_cash.invoices", "raw")
+    more = replace(contract, columns=(*contract.columns, replace(contract.columns[0], name="discount_pct")))
+    less = replace(contract, columns=tuple(c for c in contract.columns if c.name != "net_amount"))
+
+    def now(changed: Contract) -> Declarations:
+        return replace(declared, contracts={**declared.contracts, ("order_to_cash.invoices", "raw"): changed})
+
+    assert column_lineage.fingerprint(now(more)) == shipped.fingerprint
+    grown = column_lineage.with_raw(shipped, now(more))
+    assert grown is not None and "discount_pct" in grown.assets["raw.order_to_cash.invoices"].columns
+    assert column_lineage.with_raw(shipped, declared) == shipped
+    assert column_lineage.with_raw(shipped, now(less)) is None
 
 
 def test_dependencies_are_written_and_read_whatever_their_names() -> None:
