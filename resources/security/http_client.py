@@ -84,7 +84,7 @@ class HttpClient:
         self._timeout = timeout
         self._resolve = resolve
         self._tls = tls or ssl.create_default_context()
-        self._idle: dict[_Origin, deque[tuple[float, http.client.HTTPConnection]]] = defaultdict(deque)
+        self._idle: dict[_Origin, deque[tuple[float, _Connection]]] = defaultdict(deque)
         self._lock = threading.Lock()
         self._watch = Deadlines()
 
@@ -128,17 +128,18 @@ class HttpClient:
         self._watch.close()
 
     @staticmethod
-    def _exchange(connection: http.client.HTTPConnection, request: Request, path: str) -> http.client.HTTPResponse:
+    def _exchange(connection: _Connection, request: Request, path: str) -> http.client.HTTPResponse:
         headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers}
         connection.request(request.method, path, body=request.body, headers=headers)
+        connection.flush()
         return connection.getresponse()
 
-    def _open(self, origin: _Origin, deadline: float) -> http.client.HTTPConnection:
+    def _open(self, origin: _Origin, deadline: float) -> _Connection:
         plaintext = origin.scheme == "http"
         raw = egress.connect(
             origin.host, origin.port, origin.policy, plaintext=plaintext, resolve=self._resolve,
             timeout=max(deadline - time.monotonic(), 0.001))
-        connection = http.client.HTTPConnection(origin.host, origin.port)
+        connection = _Connection(origin.host, origin.port)
         try:
             raw.settimeout(self._timeout)
             connection.sock = raw
@@ -154,7 +155,7 @@ class HttpClient:
             connection.default_port = 443  # keeps the port out of the Host header where it is the usual one
         return connection
 
-    def _take(self, origin: _Origin) -> http.client.HTTPConnection | None:
+    def _take(self, origin: _Origin) -> _Connection | None:
         """An idle connection that the other side has not closed."""
         while True:
             with self._lock:
@@ -167,13 +168,35 @@ class HttpClient:
                 return connection
             connection.close()
 
-    def _give_back(self, origin: _Origin, connection: http.client.HTTPConnection) -> None:
+    def _give_back(self, origin: _Origin, connection: _Connection) -> None:
         with self._lock:
             connections = self._idle[origin]
             connections.append((time.monotonic(), connection))
             surplus = connections.popleft()[1] if len(connections) > _IDLE_PER_ORIGIN else None
         if surplus is not None:
             surplus.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    """Sends a request in one piece, where `http.client` sends head and body as two, which wakes the receiver twice.
+
+    It never connects by itself: its socket comes from `egress.connect`, and when that is gone the connection is over.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self._pieces: list[bytes] = []
+
+    def connect(self) -> None:
+        raise ConnectionError("the connection is over")
+
+    def send(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def flush(self) -> None:
+        """Send what was collected."""
+        pieces, self._pieces = self._pieces, []
+        self.sock.sendall(b"".join(pieces))
 
 
 def _is_readable(sock: socket.socket) -> bool:
