@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, ValidationInfo, field_validator
 
 from resources.governance.kpis import Kpi
-from resources.governance.manifests import once, with_owner
+from resources.governance.manifests import once
 from resources.host.tenants import Weekday
 from resources.runtime import conditions, sandbox
 from resources.runtime.declared import (
@@ -26,9 +26,8 @@ from resources.runtime.declared import (
     Declared,
     DeclaredDocument,
     Name,
-    Person,
+    OwnedMetadata,
     Text,
-    Version,
     did_you_mean,
     listed,
     refusal,
@@ -85,21 +84,6 @@ Clock = Annotated[str, AfterValidator(_clock)]
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{2,40}\.[a-z_]{2,40}$")]
 EndpointName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
 Severity = Literal["info", "warning", "critical"]
-
-
-class ActionMetadata(Declared):
-    """Identity and owners of a template or rule."""
-
-    name: Name
-    title: Text
-    description: Text
-    version: Version
-    owners: tuple[Person, ...]
-
-    @field_validator("owners")
-    @classmethod
-    def _has_owner(cls, owners: tuple[Person, ...]) -> tuple[Person, ...]:
-        return with_owner(owners)
 
 
 # --- templates --------------------------------------------------------------------------------------------
@@ -161,7 +145,7 @@ class ActionTemplate(DeclaredDocument):
 
     api_version: Literal["barecount/v1"] = Field(alias="apiVersion")
     kind: Literal["ActionTemplate"]
-    metadata: ActionMetadata
+    metadata: OwnedMetadata
     spec: TemplateSpec
 
     @property
@@ -327,7 +311,7 @@ class ActionRule(DeclaredDocument):
 
     api_version: Literal["barecount/v1"] = Field(alias="apiVersion")
     kind: Literal["ActionRule"]
-    metadata: ActionMetadata
+    metadata: OwnedMetadata
     spec: RuleSpec
 
     @property

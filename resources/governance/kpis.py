@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from resources.governance.manifests import once, with_owner
+from resources.governance.manifests import once
 from resources.governance.sources import placeholders
 from resources.runtime.declared import (
     ColumnName,
@@ -19,27 +19,16 @@ from resources.runtime.declared import (
     DeclaredDocument,
     Name,
     Number,
-    Person,
+    OwnedMetadata,
     Text,
-    Version,
     refusal,
 )
 
 
-class KpiMetadata(Declared):
+class KpiMetadata(OwnedMetadata):
     """Identity and owners of a KPI. `name` is also the name of its model and of the published table."""
 
-    name: Name
     pipeline: Name
-    title: Text
-    description: Text
-    version: Version
-    owners: tuple[Person, ...]
-
-    @field_validator("owners")
-    @classmethod
-    def _has_owner(cls, owners: tuple[Person, ...]) -> tuple[Person, ...]:
-        return with_owner(owners)
 
 
 class Grain(Declared):

@@ -20,10 +20,9 @@ from resources.runtime.declared import (
     DeclaredDocument,
     Email,
     Name,
-    Person,
+    OwnedMetadata,
     Text,
     TimeZone,
-    Version,
     did_you_mean,
     listed,
     refusal,
@@ -139,20 +138,10 @@ class Alerts(Declared):
     route: tuple[Email, ...] = Field(min_length=1)
 
 
-class PipelineMetadata(Declared):
+class PipelineMetadata(OwnedMetadata):
     """Identity and owners of a pipeline."""
 
-    name: Name
-    title: Text
-    description: Text
-    version: Version
-    owners: tuple[Person, ...]
     tags: dict[Name, Text] = Field(default_factory=dict)
-
-    @field_validator("owners")
-    @classmethod
-    def _has_owner(cls, owners: tuple[Person, ...]) -> tuple[Person, ...]:
-        return with_owner(owners)
 
 
 class PipelineSpec(Declared):
@@ -217,13 +206,6 @@ def once(names: Iterable[str], part: str | None = None) -> tuple[str, ...]:
             raise refusal("named twice", found=name, at=at)
         seen.append(name)
     return tuple(seen)
-
-
-def with_owner(owners: tuple[Person, ...]) -> tuple[Person, ...]:
-    """The persons, when one of them is the owner; else refuses them."""
-    if not any(person.role == "owner" for person in owners):
-        raise refusal("nobody is the owner", allowed="at least one person with role owner")
-    return owners
 
 
 class Pipeline(DeclaredDocument):

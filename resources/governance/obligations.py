@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from resources.governance.manifests import once, with_owner
-from resources.runtime.declared import Declared, DeclaredDocument, Name, Person, Text, Version, refusal
+from resources.governance.manifests import once
+from resources.runtime.declared import Declared, DeclaredDocument, Name, OwnedMetadata, Text, refusal
 
 AssetLayer = Literal["source", "raw", "gdp", "kpi", "published", "export"]
 NetworkProfile = Literal["public_vpc_egress", "private_vpc", "privatelink", "vpn", "on_premise_agent"]
@@ -97,21 +97,6 @@ class Scope(Declared):
         return once(names)
 
 
-class ObligationMetadata(Declared):
-    """Identity and owners of an obligation."""
-
-    name: Name
-    title: Text
-    description: Text
-    version: Version
-    owners: tuple[Person, ...]
-
-    @field_validator("owners")
-    @classmethod
-    def _has_owner(cls, owners: tuple[Person, ...]) -> tuple[Person, ...]:
-        return with_owner(owners)
-
-
 class ObligationSpec(Declared):
     """What must hold, of what, and what follows when it does not."""
 
@@ -125,7 +110,7 @@ class Obligation(DeclaredDocument):
 
     api_version: Literal["barecount/v1"] = Field(alias="apiVersion")
     kind: Literal["Obligation"]
-    metadata: ObligationMetadata
+    metadata: OwnedMetadata
     spec: ObligationSpec
 
     @property

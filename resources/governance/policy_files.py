@@ -14,14 +14,13 @@ from pydantic import Field, StringConstraints, field_validator
 
 from resources.governance import policy_conditions as conditions
 from resources.governance.decision_points import POINTS, Facts
-from resources.governance.manifests import once, with_owner
+from resources.governance.manifests import once
 from resources.runtime.declared import (
     Declared,
     DeclaredDocument,
     Name,
-    Person,
+    OwnedMetadata,
     Text,
-    Version,
     canonical_hash,
     did_you_mean,
     listed,
@@ -35,21 +34,6 @@ EFFECTS: tuple[Effect, ...] = ("allow", "warn", "require_approval", "deny")
 
 RuleId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 DatasetOrNamespace = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{1,39}(\.[a-z][a-z0-9_]{1,39})?$")]
-
-
-class PolicyMetadata(Declared):
-    """Identity and owners of a policy."""
-
-    name: Name
-    title: Text
-    description: Text
-    version: Version
-    owners: tuple[Person, ...]
-
-    @field_validator("owners")
-    @classmethod
-    def _has_owner(cls, owners: tuple[Person, ...]) -> tuple[Person, ...]:
-        return with_owner(owners)
 
 
 class Scope(Declared):
@@ -121,7 +105,7 @@ class Policy(DeclaredDocument):
 
     api_version: Literal["barecount/v1"] = Field(alias="apiVersion")
     kind: Literal["Policy"]
-    metadata: PolicyMetadata
+    metadata: OwnedMetadata
     spec: PolicySpec
 
     @property

@@ -24,6 +24,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -140,6 +141,23 @@ _CRON_FIELDS: tuple[tuple[str, int, int, Mapping[str, int]], ...] = (
 )
 _CRON_TERM = re.compile(r"(?:\*|(?P<first>\w+)(?:-(?P<last>\w+))?)(?:/(?P<step>[0-9]{1,4}))?\Z", re.ASCII)
 _LONGEST_MONTH = {month: 31 for month in range(1, 13)} | {2: 29, 4: 30, 6: 30, 9: 30, 11: 30}
+
+
+class OwnedMetadata(Declared):
+    """Identity and owners of a declared thing: one of the persons, at least, is its owner."""
+
+    name: Name
+    title: Text
+    description: Text
+    version: Version
+    owners: tuple[Person, ...]
+
+    @field_validator("owners")
+    @classmethod
+    def _has_owner(cls, owners: tuple[Person, ...]) -> tuple[Person, ...]:
+        if not any(person.role == "owner" for person in owners):
+            raise refusal("nobody is the owner", allowed="at least one person with role owner")
+        return owners
 
 
 def cron_problem(expression: str) -> str | None:

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from resources.governance.actions import ActionRule, ActionTemplate
 from resources.governance.contracts import read_contract
 from resources.governance.declarations import check
+from resources.governance.endpoints import Endpoint
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.governance.modes import LAYERS
+from resources.governance.obligations import Obligation
 from resources.governance.policy_files import Policy, condition_problems
+from resources.host.runner_catalog import RunnerSizes
 from resources.host.tenants import Tenant
 from resources.runtime.declared import read_model
 from resources.runtime.yaml_source import Finding, parse_yaml
@@ -25,7 +28,8 @@ from resources.runtime.yaml_source import Finding, parse_yaml
 CONTRACTS = Path(__file__).parents[3] / "contracts"
 FILES = sorted(path for path in CONTRACTS.rglob("*.yaml"))
 MODELS = {"tenants": Tenant, "pipelines": Pipeline, "kpis": Kpi, "actions/templates": ActionTemplate,
-          "actions/rules": ActionRule, "policies": Policy}
+          "actions/rules": ActionRule, "actions/endpoints": Endpoint, "policies": Policy, "obligations": Obligation,
+          "platform": RunnerSizes}
 
 _NOISE = st.sampled_from(
     [
