@@ -1,4 +1,4 @@
-"""`python -m barecount_assets.stages RUN_SPEC`: a stage as a process of its own, on every backend."""
+"""`python -m barecount_assets.stages RUN_SPEC`: a stage as a process of its own, on every backend; Glue's script."""
 
 from __future__ import annotations
 
@@ -10,5 +10,7 @@ from resources.runtime import logs
 from resources.runtime.settings import Settings
 
 if __name__ == "__main__":
+    arguments = payload.unnamed(sys.argv[1:])
     logs.configure(Settings.from_environment().data_dir)
-    sys.exit(payload.main(sys.argv[1:], execute))
+    if code := payload.main(arguments, execute):  # Glue takes any exit from within a script for a failure, also with 0
+        sys.exit(code)

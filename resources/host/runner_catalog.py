@@ -113,12 +113,17 @@ class Lambda(Declared):
 
 
 class Fargate(Declared):
-    """A task of an ECS service's task definition, on Fargate."""
+    """A task of an ECS task definition, on Fargate.
+
+    `stage_role` begins the names of roles of single stages (`<stage_role>-kpi-build`); without it a task has the role
+    of its definition.
+    """
 
     backend: Literal["fargate"]
     cluster: Text
     task_definition: Text
     container: Text
+    stage_role: Text | None = None
 
 
 class Glue(Declared):

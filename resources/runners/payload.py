@@ -56,13 +56,31 @@ def main(arguments: Sequence[str], execute: Execute) -> int:
     return 0
 
 
+def unnamed(arguments: Sequence[str]) -> list[str]:
+    """Arguments of the entry point from those a Glue job gives, which all have names.
+
+    `--run-spec` is RUN_SPEC; the parameters of Dagster Pipes and what begins with BARECOUNT_ become environment
+    variables; others are Glue's own. Arguments without `--run-spec` are returned as they are.
+    """
+    if "--run-spec" not in arguments:
+        return list(arguments)
+    named = dict(zip(arguments, arguments[1:], strict=False))
+    for name, value in named.items():
+        variable = name.removeprefix("--").replace("-", "_").upper()
+        if name.startswith("--") and variable.startswith(("DAGSTER_PIPES_", "BARECOUNT_")):
+            os.environ[variable] = value
+    return [named["--run-spec"]]
+
+
 def serve(run_spec: RunSpec, execute: Execute, bootstrap: Mapping[str, str]) -> None:
     """Do the work and speak over Pipes; `bootstrap` holds the parameters Dagster gave."""
     import dagster_pipes
 
     with ExitStack() as stack:
-        pipes = stack.enter_context(dagster_pipes.open_dagster_pipes(
-            params_loader=dagster_pipes.PipesMappingParamsLoader(bootstrap), **_channels(bootstrap)))
+        # Not `open_dagster_pipes`: it answers with the first context of the process for ever, and a Lambda function
+        # that is kept warm does a stage after another.
+        pipes = stack.enter_context(
+            dagster_pipes.PipesContext(dagster_pipes.PipesMappingParamsLoader(bootstrap), *_channels(bootstrap)))
         deadline = threading.Timer(run_spec.timeout_seconds, _out_of_time, (run_spec, pipes))
         deadline.daemon = True
         deadline.start()
@@ -116,11 +134,11 @@ def _speak_on_stdout(run_spec: RunSpec, execute: Execute) -> int:
     return 1 if ERROR in outcome else 0
 
 
-def _channels(bootstrap: Mapping[str, str]) -> dict[str, Any]:
-    """How to read the context and write messages, by what the bootstrap parameters name: S3, else a file."""
+def _channels(bootstrap: Mapping[str, str]) -> tuple[Any, Any]:
+    """What reads the context and what writes messages, by what the bootstrap parameters name: S3, else a file."""
     import dagster_pipes
 
-    channels: dict[str, Any] = {}
+    reader, writer = dagster_pipes.PipesDefaultContextLoader(), dagster_pipes.PipesDefaultMessageWriter()
     context = dagster_pipes.decode_param(bootstrap["DAGSTER_PIPES_CONTEXT"])
     messages = dagster_pipes.decode_param(bootstrap["DAGSTER_PIPES_MESSAGES"])
     if "bucket" in context or "bucket" in messages:
@@ -128,10 +146,10 @@ def _channels(bootstrap: Mapping[str, str]) -> dict[str, Any]:
 
         client = boto3.client("s3")
         if "bucket" in context:
-            channels["context_loader"] = dagster_pipes.PipesS3ContextLoader(client)
+            reader = dagster_pipes.PipesS3ContextLoader(client)
         if "bucket" in messages:
-            channels["message_writer"] = dagster_pipes.PipesS3MessageWriter(client, interval=_LOG_EVERY_SECONDS)
-    return channels
+            writer = dagster_pipes.PipesS3MessageWriter(client, interval=_LOG_EVERY_SECONDS)
+    return reader, writer
 
 
 def _instance() -> dict[str, str]:

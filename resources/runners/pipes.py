@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ _TAIL_BYTES = 4_096
 
 def receipt_of(
     invoke: Callable[[], PipesClientCompletedInvocation], work: Work, *, where: str, last_words: Callable[[], str],
+    heard: Callable[[], Sequence[Any]] = tuple,
 ) -> StageReceipt:
     """Start a payload and return the receipt it reports.
 
@@ -27,24 +28,34 @@ def receipt_of(
         invoke: starts the payload and waits for its end.
         where: what to call the thing that ran it, in an error.
         last_words: what it printed last, asked only when it said nothing else.
+        heard: every message that came by another way, asked when none came by the client: it drops all of them when the
+            service says that the work failed, and those after one that was lost.
 
     Raises:
         BareCountError: the one the payload reported; runner.lost (retryable) when it ended without a word.
     """
     from dagster import DagsterExecutionInterruptedError
 
+    failure: Exception | None = None
+    messages: Sequence[Any] = ()
     try:
-        invocation = invoke()
+        messages = invoke().get_custom_messages()
     except (BareCountError, DagsterExecutionInterruptedError):
         raise
     except Exception as cause:
-        raise lost(work, where, str(cause).strip().splitlines()[0], last_words()) from cause
-    for message in reversed(invocation.get_custom_messages()):
-        if isinstance(message, Mapping) and RECEIPT in message:
-            return replace(StageReceipt.from_json(message[RECEIPT]), runner=dict(message["runner"]))
-        if isinstance(message, Mapping) and ERROR in message:
-            raise reported(message[ERROR])
-    raise lost(work, where, "it ended without a receipt", last_words())
+        failure = cause
+    outcome = _outcome(messages) or _outcome(heard())
+    if outcome is None:
+        what = str(failure).strip().splitlines()[0] if failure is not None else "it ended without a receipt"
+        raise lost(work, where, what, last_words()) from failure
+    if ERROR in outcome:
+        raise reported(outcome[ERROR])
+    return replace(StageReceipt.from_json(outcome[RECEIPT]), runner=dict(outcome["runner"]))
+
+
+def _outcome(messages: Sequence[Any]) -> Mapping[str, Any] | None:
+    spoken = (message for message in reversed(messages) if isinstance(message, Mapping))
+    return next((message for message in spoken if RECEIPT in message or ERROR in message), None)
 
 
 def reported(envelope: Mapping[str, Any]) -> BareCountError:

@@ -11,6 +11,10 @@ from resources.runners.work import Backend
 _MODULES = {
     "in_process": "resources.runners.backends.in_process",
     "subprocess": "resources.runners.backends.subprocess",
+    "lambda": "resources.runners.backends.lambda_",
+    "ec2": "resources.runners.backends.ec2",
+    "glue": "resources.runners.backends.glue",
+    "fargate": "resources.runners.backends.fargate",
 }
 
 
