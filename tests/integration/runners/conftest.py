@@ -179,6 +179,20 @@ class World:
 
         self.cloud.instead("lambda.Invoke", invoke)
 
+    def jobs(self) -> None:
+        """Let Glue run the job's script with a run's arguments; a run that is stopped is killed."""
+        job = get_backend("glue")[ACCOUNT][REGION].jobs["barecount-dev-stage-private-vpc"]
+
+        def started(call: Call, answered: bytes) -> None:
+            words = [word for pair in call.body["Arguments"].items() for word in pair]
+            machine = self.cloud.start(["python", "-m", "barecount_assets.stages", *words], self.defined)
+            threading.Thread(target=ended, args=(machine, job.job_runs[-1]), daemon=True).start()
+
+        def ended(machine: subprocess.Popen, run: Any) -> None:
+            run.status = "FAILED" if machine.wait() else "SUCCEEDED"
+
+        self.cloud.on("glue.StartJobRun", started)
+
     def instances(self, ping: Callable[[str], str] = lambda instance: "Online",
                   then: Callable[[subprocess.Popen], None] | None = None) -> None:
         """Let instances run what SSM says; moto knows no agents, so `ping` says how each is."""
@@ -290,6 +304,15 @@ def _lay_out() -> None:
         LaunchTemplateName="barecount-dev-stage",
         LaunchTemplateData={"ImageId": ec2.describe_images()["Images"][0]["ImageId"],
                             "IamInstanceProfile": {"Name": "barecount-dev-stage"}})
+    glue = boto3.client("glue")
+    glue.create_connection(ConnectionInput={
+        "Name": "private", "ConnectionType": "NETWORK", "ConnectionProperties": {},
+        "PhysicalConnectionRequirements": {
+            "SubnetId": subnets("barecount-dev-private-a")[0], "SecurityGroupIdList": [
+                group["GroupId"] for group in ec2.describe_security_groups(Filters=[
+                    {"Name": "tag:Name", "Values": ["barecount-dev-private"]}])["SecurityGroups"]]}})
+    glue.create_job(Name="barecount-dev-stage-private-vpc", Role="stage-glue", Connections={"Connections": ["private"]},
+                    Command={"Name": "glueetl"}, ExecutionProperty={"MaxConcurrentRuns": 20})
     ecs, fargate = boto3.client("ecs"), ENVIRONMENT.backend_of("container")
     ecs.create_cluster(clusterName=fargate.cluster)
     ecs.register_task_definition(
