@@ -30,6 +30,7 @@ from resources.governance.decision_points import ContractChange, highest_classif
 from resources.governance.declarations import Declarations
 from resources.governance.modes import Layer, Mode
 from resources.governance.policies import Question, decide_all, require
+from resources.governance.policy_evaluation import PolicySet
 from resources.governance.subscriptions import (
     REGISTRY_LOCK,
     BrokenSubscriber,
@@ -41,7 +42,7 @@ from resources.governance.subscriptions import (
 )
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts
-from resources.runtime.declared import listed
+from resources.runtime.declared import canonical_hash, listed
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.yaml_source import YamlSource
 from resources.trust import ledger
@@ -318,7 +319,7 @@ def admit(
         found = plan(connection, declarations, datasets)
         _require_immutable(found)
         _require_compatible(connection, declarations, found)
-        require_allowed(connection, declarations, found.pending, who, now)
+        require_allowed(connection, declarations, found.pending, who, now, once=True)
         with connection.transaction():
             _write(connection, declarations, found.pending, who, "run", reason, now)
             _inform(connection, declarations, tenant_id, datasets)
@@ -353,12 +354,15 @@ def register(
     return version(connection, dataset, layer, contract.version)
 
 
-def questions(declarations: Declarations, steps: Sequence[Step], *, who: str, origin: str) -> list[Question]:
+def questions(
+    declarations: Declarations, steps: Sequence[Step], *, who: str, origin: str, once: bool = False
+) -> list[Question]:
     """What the policies are asked before versions become current, for each tenant that uses them.
 
-    `origin`: `declared` or `drift`.
+    `origin`: `declared` or `drift`. With `once` the same version under the same policies is the same question, so that
+    a run that is killed and done again finds its answer on record.
     """
-    return [
+    found = [
         Question(
             ContractChange(
                 tenant=tenant_id, pipeline=pipeline, datasets=(step.dataset,), dataset=step.dataset, layer=step.layer,
@@ -369,6 +373,15 @@ def questions(declarations: Declarations, steps: Sequence[Step], *, who: str, or
             subject=f"{step.dataset} {step.layer} {step.version}", requested_by=who,
         )
         for step in steps for pipeline, tenant_id in users_of(declarations, step.dataset)
+    ]
+    if not once:
+        return found
+    policies = PolicySet.of(declarations.policies).fingerprint(ContractChange.point)
+    hashes = {(step.dataset, step.layer): step.contract.hash for step in steps}
+    return [
+        replace(question, occurrence=canonical_hash(
+            [hashes[question.facts.dataset, question.facts.layer], question.facts.values(), policies]))
+        for question in found
     ]
 
 
@@ -385,14 +398,14 @@ def _exclusively(connection: psycopg.Connection) -> Iterator[None]:
 
 def require_allowed(
     connection: psycopg.Connection, declarations: Declarations, steps: Sequence[Step], who: str, now: dt.datetime, *,
-    origin: str = "declared",
+    origin: str = "declared", once: bool = False,
 ) -> None:
     """Pass when the policies of all tenants concerned let the versions become current; on an autocommit connection.
 
     Raises:
         BareCountError: policy.denied, approval.required. The decisions stay on record.
     """
-    asked = questions(declarations, steps, who=who, origin=origin)
+    asked = questions(declarations, steps, who=who, origin=origin, once=once)
     if asked:
         with connection.transaction():
             _register_tenants(connection, declarations, {question.facts.tenant for question in asked})

@@ -346,6 +346,7 @@ where tenant_id = $1 and type <> 'barecount.stage.failed' order by position
 """
 _NUMBERS = {  # what names are held by columns, and by keys in documents, of tables that refer to nothing
     "_batch_id": "raw_batch", "batch_id": "raw_batch", "run_id": "run", "valid_from_run": "run", "valid_to_run": "run",
+    "decision": "policy_decision",
 }
 _DAY = r"\d{4}-\d{2}-\d{2}"
 _CLOCK = re.compile(rf"load_date={_DAY}|{_DAY}[T ]\d{{2}}:\d{{2}}:\d{{2}}(\.\d+)?(Z|[+-]\d{{2}}(:?\d{{2}})?)")
@@ -454,12 +455,15 @@ def _rows(
 
 
 def _natural_names(connection: psycopg.Connection) -> Names:
-    """Batches and runs by number, as what they are of."""
+    """Batches, runs and decisions by number, as what they are of."""
     batches = fetch(
         connection, "select batch_id, concat_ws(' ', tenant_id, dataset, source_id, content_sha256) "
         "from platform.raw_batch")
     numbers = fetch(connection, "select run_id, concat_ws(' ', tenant_id, stage, run_token) from platform.run")
-    return {"raw_batch": dict(batches), "run": dict(numbers)}
+    decisions = fetch(
+        connection, "select decision_id, concat_ws(' ', tenant_id, point, subject, occurrence) "
+        "from platform.policy_decision")
+    return {"raw_batch": dict(batches), "run": dict(numbers), "policy_decision": dict(decisions)}
 
 
 def _text(value: Any, names: Names) -> str:

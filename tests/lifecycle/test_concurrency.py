@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from barecount_assets import lifecycle
+from barecount_assets import admission, lifecycle
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.approvals import RunRequested
 from resources.governance.declarations import load
 from resources.host import runner_catalog
 from resources.runners.facade import RunnerFacade
@@ -81,6 +82,9 @@ def test_stages_called_from_two_threads_wait_for_each_other_and_do_the_work_once
         runner_catalog.read_environment(PROJECT, settings.environment), runner_catalog.read_sizes(PROJECT),
         lambda spec, progress: execute(spec, progress, environment))
     request = uninterrupted.deliveries.deliver(1, settings)
+    environment.admit_contracts(request.tenant_id, request.pipeline)
+    asked = RunRequested(request.pipeline, request.tenant_id, request.start, request.end)
+    admission.admit_run(environment, asked, trigger="command")
     manifest = environment.declarations.effective(request.pipeline, request.tenant_id)
     for spec in sorted(lifecycle.specs(manifest, request), key=_turn):
         first, second = _at_once(spec, facade)
