@@ -1,4 +1,4 @@
-"""Asking the policies before something happens: a run, a back-fill, a replay, a publication, an export.
+"""Asking the policies before a run, a publication and an export of evidence; `permission` asks about what is done again.
 
 Facts are gathered here, from what is declared and what the database has counted; deciding and recording is
 `resources/governance/policies.py`. Decisions are committed before a refusal is raised, so that it is on record.
@@ -60,33 +60,6 @@ def admit_run(
     return _required(decisions)
 
 
-def admit_backfill(
-    environment: StageEnvironment, run: RunRequested, *, requested_by: str, now: dt.datetime
-) -> list[Decision]:
-    """Ask whether a range may be computed again, as one, before its parts run.
-
-    Raises:
-        BareCountError: policy.denied, approval.required.
-    """
-    policies = PolicySet.of(environment.declarations.policies)
-    with environment.database.transaction() as connection:
-        environment.register_tenant(connection, run.tenant_id)
-        question, _ = _backfill(connection, environment.declarations, policies, run, requested_by)
-        decisions = decide_all(connection, policies, [question], now)
-    return _required(decisions)
-
-
-def admit_replay(
-    environment: StageEnvironment, facts: points.Replay, subject: str, *, requested_by: str, now: dt.datetime
-) -> list[Decision]:
-    """Ask whether a run, or refused records, may be sent through their stages again.
-
-    Raises:
-        BareCountError: policy.denied, approval.required.
-    """
-    return _admit(environment, Question(facts, subject, requested_by), now)
-
-
 def admit_export(
     environment: StageEnvironment, facts: points.Export, subject: str, *, requested_by: str, now: dt.datetime
 ) -> list[Decision]:
@@ -95,7 +68,7 @@ def admit_export(
     Raises:
         BareCountError: policy.denied, approval.required.
     """
-    return _admit(environment, Question(facts, subject, requested_by), now)
+    return _admit(environment, [Question(facts, subject, requested_by)], now)
 
 
 def admit_publication(
@@ -126,11 +99,13 @@ def admit_publication(
     return _required(decisions)
 
 
-def _admit(environment: StageEnvironment, question: Question, now: dt.datetime) -> list[Decision]:
+def _admit(environment: StageEnvironment, questions: Sequence[Question], now: dt.datetime) -> list[Decision]:
     policies = PolicySet.of(environment.declarations.policies)
     with environment.database.transaction() as connection:
-        environment.register_tenant(connection, question.facts.tenant)
-        decisions = decide_all(connection, policies, [question], now)
+        for tenant_id in sorted({question.facts.tenant for question in questions}):
+            if tenant_id in environment.declarations.tenants:  # another one has left; what it left is still asked about
+                environment.register_tenant(connection, tenant_id)
+        decisions = decide_all(connection, policies, questions, now)
     return _required(decisions)
 
 
@@ -194,6 +169,7 @@ def _backfill(
     connection: psycopg.Connection, declarations: Declarations, policies: PolicySet, run: RunRequested, who: str
 ) -> tuple[Question, int]:
     """The question, and how many days of the range have been published."""
+    run = replace(run, backfill=True)
     after = fetch(connection, _NEWEST_PUBLICATION, (run.tenant_id, run.pipeline))[0][0]
     published = fetch(connection, _PUBLISHED_DAYS, (run.tenant_id, run.pipeline, run.start, run.end))[0][0]
     facts = points.Backfill(
@@ -201,7 +177,7 @@ def _backfill(
         days=_days(run), published_days=published, first_day=run.start.isoformat(), last_day=run.end.isoformat(),
     )
     occurrence = canonical_hash([run.to_json(), after, policies.fingerprint(facts.point)])
-    return Question(facts, _subject(run), who, occurrence, replace(run, backfill=True)), published
+    return Question(facts, _subject(run), who, occurrence, run), published
 
 
 def _datasets(contracts: Sequence[Contract]) -> tuple[str, ...]:
@@ -223,7 +199,7 @@ def _beginning_of_day(tenant: Tenant, now: dt.datetime) -> dt.datetime:
 
 _LAST_STATUS = """
 select facts ->> 'status' from platform.policy_decision
-where tenant_id = $1 and point = 'tenant_life' and occurrence <> $2 and not starts_with(occurrence, $2 || '#')
+where tenant_id = $1 and point = 'tenant_life' and asked <> $2
     and (effect in ('allow', 'warn') or exists (
         select from platform.approval_use u where u.decision_id = policy_decision.decision_id))
 order by decision_id desc
@@ -243,7 +219,7 @@ _USED = """
 select
     (select count(*) from platform.policy_decision d
      where tenant_id = $1 and point = 'run_start' and decided_at >= $2
-        and occurrence <> $3 and not starts_with(occurrence, $3 || '#')
+        and asked <> $3
         and (effect in ('allow', 'warn') or exists (
             select from platform.approval_use u where u.decision_id = d.decision_id))),
     (select coalesce(sum(received), 0)::bigint from platform.raw_batch where tenant_id = $1 and landed_at >= $2)

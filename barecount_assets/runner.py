@@ -117,7 +117,8 @@ class Runner:
                 return found
             self._answers[key] = _refusal(self._opened, context, spec)
         if (refused := self._answers[key]) is not None:
-            raise refused
+            raise BareCountError(  # each stage it stops is an occurrence of its own
+                refused.code, refused.message, hint=refused.hint, details=refused.details)
         return None
 
     def _tell_of_failure(self, spec: StageSpec, error: BareCountError) -> None:

@@ -17,12 +17,14 @@ from barecount_assets.stages.environment import StageEnvironment
 def run(
     environment: StageEnvironment, pipeline: str, tenants: tuple[str, ...], start: dt.date | None, end: dt.date | None,
     source_paths: Mapping[str, str], granularity: Granularity, *, dry_run: bool, as_json: bool,
+    requested_by: str | None = None,
 ) -> bool:
     """Back-fill for one tenant after the other; True when all of them are done."""
     first, last = lifecycle.window_of(environment.declarations.pipeline(pipeline), start, end)
     outcomes = []
     for tenant_id in tenants:
-        request = BackfillRequest(RunRequest(pipeline, tenant_id, first, last, source_paths), granularity, person(None))
+        who = person(requested_by)
+        request = BackfillRequest(RunRequest(pipeline, tenant_id, first, last, source_paths, who), granularity, who)
         if dry_run:
             _show_plan(environment, request, as_json=as_json)
             continue

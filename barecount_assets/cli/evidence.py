@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from barecount_assets.cli import output
-from barecount_assets.cli.verbs import Json, command
+from barecount_assets.cli.verbs import Json, Who, command, person
 from resources.runtime import logs
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings
@@ -198,6 +198,7 @@ def export(
         str | None, typer.Option("--sections", help="First words of kinds, with commas: batch,gate,kpi.")] = None,
     checkpoint: Files = None,
     out: Out = None,
+    who: Who = None,
     as_json: Json = False,
 ) -> None:
     """Write evidence into one file that an outsider verifies with the verify.py inside it."""
@@ -209,6 +210,7 @@ def export(
     selection = bundle.Selection(_day(from_), _day(to), chosen)
     with database.connect(autocommit=True) as connection:
         kept = [_checkpoint(connection, name, str(path)) for path in checkpoint or ()]
+    _admit_export(database, name, person(who))
     path = out or Path(f"evidence-{name}" + "".join(f"-{part}" for part in (from_, to) if part) + ".zip")
     written = bundle.export(database, store, name, path, selection, kept)
     if as_json:
@@ -303,6 +305,21 @@ def _open() -> tuple[Database, KeyStore]:
     logs.configure(settings.data_dir)
     database = Database.open(settings)
     return database, KeyStore.of(settings.data_dir, database)
+
+
+def _admit_export(database: Database, tenant: str, who: str) -> None:
+    """Ask the policies: the ledger holds names, counts and hashes, never records, and counts as internal.
+
+    Raises:
+        BareCountError: policy.denied, approval.required.
+    """
+    from barecount_assets import admission
+    from barecount_assets.stages.environment import StageEnvironment
+    from resources.governance.decision_points import Export
+
+    environment = StageEnvironment.using(Settings.from_environment(), database)
+    admission.admit_export(environment, Export(tenant=tenant, kind="evidence", classification="internal"),
+                           f"evidence of {tenant}", requested_by=who, now=dt.datetime.now(dt.UTC))
 
 
 def _tenants(database: Database) -> list[str]:

@@ -148,7 +148,8 @@ def run(
         raise typer.BadParameter("--date stands alone, without --from and --to")
     start, end = (_day(date), _day(date)) if date else (_day(from_), _day(to))
     if backfill:
-        _backfill(pipeline, tenant, start, end, _sources(source or []), by_partition, dry_run=dry_run, as_json=as_json)
+        _backfill(pipeline, tenant, start, end, _sources(source or []), by_partition, dry_run=dry_run, as_json=as_json,
+                  who=who)
         return
     ok = runs.run(
         environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json,
@@ -160,7 +161,7 @@ def run(
 
 def _backfill(
     pipeline: str, tenant: str | None, start: dt.date | None, end: dt.date | None, paths: dict[str, str],
-    granularity: str, *, dry_run: bool, as_json: bool,
+    granularity: str, *, dry_run: bool, as_json: bool, who: str | None,
 ) -> None:
     from barecount_assets.cli import backfills, runs
 
@@ -170,7 +171,8 @@ def _backfill(
     opened = environment()
     tenants = runs.tenants_of(opened, pipeline, tenant)
     runs.require_known_sources(opened, pipeline, paths)
-    if not backfills.run(opened, pipeline, tenants, start, end, paths, granularity, dry_run=dry_run, as_json=as_json):
+    if not backfills.run(opened, pipeline, tenants, start, end, paths, granularity, dry_run=dry_run, as_json=as_json,
+                         requested_by=who):
         raise typer.Exit(1)
 
 

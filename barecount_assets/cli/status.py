@@ -7,7 +7,8 @@ from typing import Any
 
 from barecount_assets.cli import output
 from barecount_assets.stages.environment import StageEnvironment
-from resources.governance import drift_register
+from resources.governance import approvals, drift_register
+from resources.governance.approvals import Approval
 from resources.runtime.database import fetch_dicts
 
 
@@ -26,11 +27,21 @@ def show(environment: StageEnvironment, *, as_json: bool) -> None:
         [(r["pipeline"], r["tenant"], r["batches"], r["quarantined"], r["run_id"] or "-", r["gates"],
           r["published"] or "-", _age(r["published_at"]), r["freshness"],
           f"{len(r['held'])} days" if r["held"] else "-") for r in rows], right=(2, 3, 4)))
+    for item in _approvals(environment):
+        what = f"{item.point.replace('_', ' ')} of {item.subject} for {item.tenant_id}"
+        console.print(f"[yellow]approve[/] {what}, asked by {item.requested_by}: `barecount "
+                      f"approvals approve {item.approval_id} --reason ...`",
+                      soft_wrap=True)
     for row in rows:
         for drift in row["drifts"]:
             console.print(f"[yellow]decide[/] {row['pipeline']} {row['tenant']}: {drift}", soft_wrap=True)
         for gate in row["failed_gates"]:
             console.print(f"[red]failed gate[/] {row['pipeline']} {row['tenant']}: {gate}", soft_wrap=True)
+
+
+def _approvals(environment: StageEnvironment) -> list[Approval]:
+    with environment.database.connect(autocommit=True) as connection:
+        return approvals.listed(connection, dt.datetime.now(dt.UTC))
 
 
 def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[str, Any]:
@@ -41,6 +52,8 @@ def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[st
         drifts = [d for d in drift_register.listed(connection, pipeline=pipeline, tenant_id=tenant, status="open")
                   if d.waiting]
         held = drift_register.held_days(connection, tenant, pipeline)
+        waiting = [item for item in approvals.listed(connection, dt.datetime.now(dt.UTC), tenant_id=tenant)
+                   if item.pipeline == pipeline]
     freshness = manifest.spec.slos.freshness
     published_at: dt.datetime | None = row["published_at"]
     if published_at is None:
@@ -54,6 +67,7 @@ def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[st
         "pipeline": pipeline, "tenant": tenant, **row, "freshness": state,
         "gates": f"{len(failed)} failed" if failed else ("passed" if row["decided"] else "-"),
         "drifts": [f"{drift_register.message(d)}; `barecount drift show {d.drift_id}`" for d in drifts],
+        "approvals": [item.approval_id for item in waiting],
         "held": [str(day or "undated") for day in held],
         "failed_gates": [f"{gate['kpi']} {gate['gate']}: {gate['summary']}" for gate in failed],
     }

@@ -101,6 +101,7 @@ class Approval:
 
     approval_id: int
     tenant_id: str
+    pipeline: str
     point: str
     subject: str
     reasons: tuple[str, ...]
@@ -188,8 +189,8 @@ def answer(
     fetch(connection, _ANSWER, (
         approval_id, request.tenant_id, request.requested_by, by, kind.removeprefix("approval."), reason, now,
         valid_until, seq))
-    pipeline = request.run_request.pipeline if request.run_request else None
-    events.append(connection, events.Event(request.tenant_id, kind, str(approval_id), token, facts, pipeline, seq))
+    events.append(connection, events.Event(
+        request.tenant_id, kind, str(approval_id), token, facts, request.pipeline or None, seq))
     return get(connection, approval_id, now)
 
 
@@ -276,7 +277,8 @@ insert into platform.approval_verdict (
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 _SELECT = """
-select r.approval_id, r.tenant_id, r.point, r.subject, r.requested_by, r.requested_at, r.expires_at, r.decision_id,
+select r.approval_id, r.tenant_id, d.facts ->> 'pipeline' as pipeline, r.point, r.subject, r.requested_by,
+    r.requested_at, r.expires_at, r.decision_id,
     r.run_request, v.decided_by, v.decided_at, v.reason, v.valid_until,
     (select min(u.decision_id) from platform.approval_use u where u.approval_id = r.approval_id) as used_by,
     (select coalesce(jsonb_agg(m ->> 'message'), '[]') from jsonb_array_elements(d.matched) m

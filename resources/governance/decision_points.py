@@ -63,10 +63,12 @@ class Facts:
         """Names of the facts that have no default."""
         return frozenset(item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING)
 
-    def values(self) -> dict[str, Any]:
-        """The facts as JSON carries them."""
+    def values(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The facts, or those of these names, as JSON carries them."""
+        own = self.__dict__
         return {
-            name: list(value) if type(value) is tuple else value for name, value in self.__dict__.items()
+            name: list(value) if type(value := own[name]) is tuple else value
+            for name in (own if names is None else names)
         }
 
     @classmethod

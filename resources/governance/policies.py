@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime as dt
 import getpass
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -56,8 +57,9 @@ class Question:
 
     Attributes:
         subject: what it is about, in words a person recognises: pipeline and range, dataset and version, file.
-        occurrence: makes this time one of its own. The same point, subject and occurrence are decided once: asking
-            again gives the decision on record, unless that denied, which is decided anew. A fresh one by default.
+        occurrence: makes this time one of its own; without `#`. The same point, subject and occurrence are decided
+            once: asking again gives the decision on record, unless that denied, which is decided anew. A fresh one by
+            default.
         run_request: the run to start when an approval is granted that this decision needs.
     """
 
@@ -239,13 +241,15 @@ def _on_record(
 
     Where the last answer was a denial, the question is decided again, as occurrence `<occurrence>#<number>`.
     """
-    columns = [list(column) for column in zip(*map(_identity, questions), strict=True)] if questions else [[]] * 4
-    rows = {row["asked"]: row for row in fetch_dicts(connection, _KNOWN, tuple(columns))}
+    rows: dict[_Identity, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in fetch_dicts(connection, _KNOWN, ([question.occurrence for question in questions],)):
+        rows[row["tenant_id"], row["point"], row["subject"], row["asked"]].append(row)
     standing: dict[_Identity, Decision] = {}
     decided_as = []
-    for number, question in enumerate(questions, start=1):
-        if row := rows.get(number):
-            name = f"{question.occurrence}#{row['times']}" if row["effect"] == "deny" else row["occurrence"]
+    for question in questions:
+        if answers := rows.get(_identity(question)):
+            row = answers[-1]
+            name = f"{question.occurrence}#{len(answers)}" if row["effect"] == "deny" else row["occurrence"]
             question = replace(question, occurrence=name)
             if row["effect"] != "deny":
                 standing[_identity(question)] = _decision_of(row, question)
@@ -285,7 +289,7 @@ def _record(
     ])
     rows = [
         {
-            "number": number, "tenant_id": question.facts.tenant, "point": question.facts.point,
+            "tenant_id": question.facts.tenant, "point": question.facts.point,
             "subject": question.subject, "occurrence": question.occurrence, "effect": verdict.effect,
             "facts": question.facts.values(), "facts_hash": digest,
             "applied": [asdict(item) for item in verdict.applied], "missing": list(verdict.missing),
@@ -293,12 +297,12 @@ def _record(
             "problems": [asdict(item) for item in verdict.problems], "requested_by": question.requested_by,
             "evidence_seq": seq,
         }
-        for number, ((question, verdict), digest, seq) in enumerate(zip(fresh, hashes, numbers, strict=True))
+        for (question, verdict), digest, seq in zip(fresh, hashes, numbers, strict=True)
     ]
-    ids = [decision_id for (decision_id,) in fetch(connection, _INSERT, (as_json(rows), now))]
+    ids = {(tenant, seq): decision_id for decision_id, tenant, seq in fetch(connection, _INSERT, (as_json(rows), now))}
     decisions = [
-        Decision(decision_id, question, verdict, digest, now, seq)
-        for decision_id, (question, verdict), digest, seq in zip(ids, fresh, hashes, numbers, strict=True)
+        Decision(ids[question.facts.tenant, seq], question, verdict, digest, now, seq)
+        for (question, verdict), digest, seq in zip(fresh, hashes, numbers, strict=True)
     ]
     events.append(connection, *(_event(decision) for decision in decisions))
     return decisions
@@ -437,33 +441,17 @@ _REGISTER = """
 insert into platform.policy_version (policy, version, content_hash, document) values ($1, $2, $3, $4::text::jsonb)
 on conflict do nothing
 """
-_KNOWN = f"""
-with wanted as (
-    select * from unnest($1::text[], $2::text[], $3::text[], $4::text[])
-        with ordinality as w (tenant, at_point, about, named, asked)
-)
-select distinct on (asked) asked, {_COLUMNS}, count(*) over (partition by asked) as times
-from wanted
-join platform.policy_decision on tenant_id = tenant and point = at_point and subject = about
-    and (occurrence = named or starts_with(occurrence, named || '#'))
-order by asked, decision_id desc
-"""
+_KNOWN = f"select asked, {_COLUMNS} from platform.policy_decision where asked = any($1::text[]) order by decision_id"
 _INSERT = """
-with listed as (
-    select * from jsonb_to_recordset($1::text::jsonb) as r (
-        number int, tenant_id text, point text, subject text, occurrence text, effect text, facts jsonb,
-        facts_hash text, applied jsonb, missing jsonb, matched jsonb, problems jsonb, requested_by text,
-        evidence_seq bigint)
-), inserted as (
-    insert into platform.policy_decision (
-        tenant_id, point, subject, occurrence, effect, facts, facts_hash, applied, missing, matched, problems,
-        requested_by, decided_at, evidence_seq)
-    select tenant_id, point, subject, occurrence, effect, facts, facts_hash, applied, missing, matched, problems,
-        requested_by, $2::timestamptz, evidence_seq
-    from listed
-    returning decision_id, tenant_id, evidence_seq
-)
-select decision_id from inserted join listed using (tenant_id, evidence_seq) order by number
+insert into platform.policy_decision (
+    tenant_id, point, subject, occurrence, effect, facts, facts_hash, applied, missing, matched, problems,
+    requested_by, decided_at, evidence_seq)
+select tenant_id, point, subject, occurrence, effect, facts, facts_hash, applied, missing, matched, problems,
+    requested_by, $2::timestamptz, evidence_seq
+from jsonb_to_recordset($1::text::jsonb) as r (
+    tenant_id text, point text, subject text, occurrence text, effect text, facts jsonb, facts_hash text,
+    applied jsonb, missing jsonb, matched jsonb, problems jsonb, requested_by text, evidence_seq bigint)
+returning decision_id, tenant_id, evidence_seq
 """
 _BY_ID = f"select {_COLUMNS} from platform.policy_decision where decision_id = $1"
 _LIST = f"""

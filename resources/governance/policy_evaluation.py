@@ -77,10 +77,16 @@ class _CompiledPolicy:
 
 @dataclass(frozen=True)
 class PolicySet:
-    """Policies made ready to be asked many times: conditions compiled once, policies sorted by decision point."""
+    """Policies made ready to be asked many times: conditions compiled once, policies sorted by decision point.
+
+    Attributes:
+        named: facts that a condition of a decision point names.
+        mandatory_inactive: policies that must be asked and cannot be.
+    """
 
     policies: tuple[Policy, ...]
     by_point: Mapping[str, tuple[_CompiledPolicy, ...]] = field(repr=False)
+    named: Mapping[str, tuple[str, ...]] = field(repr=False)
     mandatory_inactive: tuple[Policy, ...] = ()
 
     @classmethod
@@ -125,7 +131,14 @@ def _compiled(keys: tuple[_ByIdentity, ...]) -> PolicySet:
             by_point[policy.spec.point].append(
                 _CompiledPolicy(policy, applied, tuple(_compile(rule) for rule in policy.spec.rules)))
     inactive = tuple(policy for policy in policies if policy.spec.mandatory and not policy.active)
-    return PolicySet(policies, {point: tuple(found) for point, found in by_point.items()}, inactive)
+    named = {point: _named(point, found) for point, found in by_point.items()}
+    return PolicySet(policies, {point: tuple(found) for point, found in by_point.items()}, named, inactive)
+
+
+def _named(point: str, policies: Iterable[_CompiledPolicy]) -> tuple[str, ...]:
+    """Facts that a condition names: converting the others would take most of a decision's time."""
+    names = {name for item in policies for rule in item.rules if rule.condition for name in rule.condition.names}
+    return tuple(field.name for field in POINTS[point].fields() if field.name in names)
 
 
 def _compile(rule: Rule) -> _CompiledRule:
@@ -146,7 +159,7 @@ def evaluate(policies: PolicySet, facts: Facts, missing: Iterable[str] = ()) -> 
     problems = [Problem(name, "", f"mandatory policy {name} is missing or not active") for name in absent]
     asked = [item for item in policies.by_point[facts.point] if item.policy.spec.scope.covers(facts)]
     if asked:
-        _ask(asked, facts, matched, problems)
+        _ask(asked, facts, policies.named[facts.point], matched, problems)
     strictest = max((EFFECTS.index(match.effect) for match in matched), default=0)
     effect = "deny" if problems else EFFECTS[strictest]
     return Verdict(effect, tuple(matched), tuple(problems), tuple(item.applied for item in asked), absent)
@@ -157,9 +170,11 @@ def concerns(policy: Policy, facts: Facts) -> bool:
     return policy.spec.point == facts.point and policy.spec.scope.covers(facts)
 
 
-def _ask(asked: list[_CompiledPolicy], facts: Facts, matched: list[Match], problems: list[Problem]) -> None:
+def _ask(
+    asked: list[_CompiledPolicy], facts: Facts, named: tuple[str, ...], matched: list[Match], problems: list[Problem]
+) -> None:
     try:
-        values = conditions.context(facts.values())
+        values = conditions.context(facts.values(named))
     except conditions.ConditionError as error:
         problems += [Problem(item.policy.name, item.rules[0].rule.id, str(error)) for item in asked]
         return

@@ -12,7 +12,7 @@ from barecount_assets import admission
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import approvals, declarations
 from resources.governance.approvals import RunRequested
-from resources.governance.decision_points import Export, Replay
+from resources.governance.decision_points import Export
 from resources.governance.policies import Decision
 from resources.runtime.database import Database, fetch
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -186,10 +186,3 @@ def test_an_export_of_data_about_persons_needs_approval_and_other_exports_do_not
     assert waits.value.code is ErrorCode.APPROVAL_REQUIRED
     office.approve(waits.value)
     assert export("confidential")[0].allowed
-
-
-def test_a_replay_is_decided_and_on_record(office: Office) -> None:
-    facts = Replay(tenant="acme", pipeline="order_to_cash", kind="run", publishes=True)
-    (decision,) = admission.admit_replay(office.environment, facts, "run 7", requested_by="ann", now=NOW)
-    assert decision.allowed
-    assert office.rows("select facts -> 'publishes' from platform.policy_decision where point = 'replay'") == [(True,)]

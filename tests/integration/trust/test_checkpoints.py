@@ -507,7 +507,7 @@ REFUSED = [
     (["verify", "--key", "nonsense"], 2, "not a public key"),
     (["verify", "--anchor", "nowhere"], 1, "no such folder"),
     (["export", "--from", "soon"], 2, "'soon' is not a date"),
-    (["export", "--sections", "weather"], 2, "there are signing_key, test"),
+    (["export", "--sections", "weather"], 2, "there are policy, signing_key, test"),
     (["export", "--to", "1999-01-01"], 1, "has no evidence"),
     (["rotate", "--tenant", "globex"], 1, "no signing key yet"),
     (["checkpoint", "--tenant", "nobody"], 1, "no tenant 'nobody'"),

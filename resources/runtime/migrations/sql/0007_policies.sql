@@ -18,7 +18,8 @@ create table platform.policy_decision (
     tenant_id    text not null references platform.tenant,
     point        text not null,
     subject      text not null,
-    occurrence   text not null,
+    occurrence   text not null,  -- as asked, and `#<number>` when it was denied before
+    asked        text not null generated always as (split_part(occurrence, '#', 1)) stored,
     effect       text not null check (effect in ('allow', 'warn', 'require_approval', 'deny')),
     facts        jsonb not null,
     facts_hash   text not null,
@@ -32,6 +33,7 @@ create table platform.policy_decision (
     unique (tenant_id, point, subject, occurrence),
     foreign key (tenant_id, evidence_seq) references platform.evidence
 );
+create index policy_decision_as_asked on platform.policy_decision (asked);
 create index policy_decision_by_time on platform.policy_decision (tenant_id, point, decided_at);
 
 -- A request for approval. `approval_key` names what would be approved: point, subject, rules and the facts these rules
