@@ -1,4 +1,4 @@
-"""Asking the policies before a run, a publication and an export of evidence; `permission` asks about what is done again.
+"""Asking the policies before a run, a publication and an export of evidence; see also `permission`.
 
 Facts are gathered here, from what is declared and what the database has counted; deciding and recording is
 `resources/governance/policies.py`. Decisions are committed before a refusal is raised, so that it is on record.

@@ -133,7 +133,7 @@ def test_decisions_are_listed_replayed_and_proven(waiting: Waiting) -> None:
     decided = waiting.command("policies", "decisions", "--point", "run_start", "--tenant", "acme")
     assert [item["effect"] for item in decided] == ["require_approval"]
     points = {item["point"] for item in waiting.command("policies", "decisions")}
-    assert points == {"tenant_life", "manifest_registration", "run_start", "publication"}
+    assert points == {"tenant_life", "manifest_registration", "contract_change", "run_start", "publication"}
     manifest = waiting.project.settings.project_dir / "contracts" / "policies" / "large_runners.yaml"
     manifest.write_text(manifest.read_text().replace("version: 1.0.0", "version: 1.1.0").replace(
         "runner_size == 'xlarge'\n      effect: require_approval", "runner_size == 'xlarge'\n      effect: deny"))
