@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from barecount_assets.lifecycle import RunRequest
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import decision_points as points
+from resources.governance.contracts import CLASSIFICATIONS
 from resources.governance.policies import decide, require
 from resources.runtime.database import fetch
 from resources.storage.quarantine_store import Group
@@ -54,13 +55,17 @@ def for_replay_of_records(
 
 
 def for_export(environment: StageEnvironment, groups: Sequence[Group], by: str, now: dt.datetime) -> None:
-    """Ask about refused records leaving as a file, once per tenant and pipeline. Raises the same."""
+    """Ask about refused records leaving as a file, once per tenant and pipeline. Raises the same.
+
+    Records of a dataset that has no contract any more count as restricted: nothing says that they may be seen.
+    """
     for (tenant_id, pipeline), (records, datasets) in _owners(groups).items():
         contracts = [contract for (dataset, layer), contract in environment.declarations.contracts.items()
                      if layer == "raw" and dataset in datasets]
         _ask(environment, points.Export(
             tenant=tenant_id, pipeline=pipeline, datasets=datasets, kind="quarantine", records=records,
-            classification=points.highest_classification(contracts),
+            classification=points.highest_classification(contracts)
+            if {contract.dataset for contract in contracts} == set(datasets) else CLASSIFICATIONS[-1],
         ), f"refused records of {pipeline}", by, now)
 
 
