@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,12 +96,11 @@ def test_the_entry_point_speaks_json_without_dagster(in_process: Project) -> Non
     spec = specs(manifest, RunRequest("order_to_cash", "acme", FIRST_DAY, LAST_DAY), probe=True)[-1]
     with unchanged_environment():
         os.environ.update(in_process.variables)
-        ran = subprocess.run(
-            ["python", "-m", "barecount_assets.stages", RunSpec(spec, {"backend": "by hand"}, 600).text()],
-            executable=os.sys.executable, capture_output=True, text=True, timeout=120)
-        usage = subprocess.run(
-            ["python", "-m", "barecount_assets.stages", "{}"], executable=os.sys.executable, capture_output=True,
-            text=True, timeout=120)
+        run_spec = RunSpec(spec, {"backend": "by hand"}, 600).text()
+        ran, usage = (
+            subprocess.run([sys.executable, "-m", "barecount_assets.stages", argument], capture_output=True, text=True,
+                           timeout=120)
+            for argument in (run_spec, "{}"))
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["receipt"]["changed"] is False
     assert usage.returncode == 2 and "RUN_SPEC" in usage.stderr
