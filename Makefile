@@ -4,10 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Kills, restarts, concurrency and bad input: being finished, run on their own until they are.
-FAILURES := $(addprefix tests/lifecycle/,test_crash.py test_concurrency.py test_restart.py test_bad_input.py)
-
-.PHONY: demo dev test test-failures unit lint lint-contracts bench lock clean
+.PHONY: demo dev test unit lint lint-contracts bench lock clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/barecount demo
@@ -15,13 +12,11 @@ demo: $(VENV)/.installed
 dev: $(VENV)/.installed
 	@$(BIN)/barecount dev
 
+# Files in the order of their names: the long ones of the lifecycle begin early, short ones fill up at the end.
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check barecount_assets resources tests
 	$(BIN)/barecount check
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAILURES:%=--ignore=%)
-
-test-failures: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(FAILURES)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/unit
