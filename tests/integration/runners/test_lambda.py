@@ -95,13 +95,6 @@ def test_a_function_that_aws_ends_is_an_error_that_says_why(world: World) -> Non
     assert "the last line" in error.message
 
 
-def test_a_message_lost_on_the_way_does_not_lose_the_receipt(world: World) -> None:
-    world.functions()
-    world.cloud.lose_first_message()
-    outcome = world.run(backend(world), small(world))
-    assert outcome.error is None and outcome.receipt is not None and outcome.receipt.outputs[0].rows > 0
-
-
 def test_a_cancelled_call_ends_itself(world: World, locked: None) -> None:
     world.functions()
     threading.Thread(target=lambda: (_first_machine(world), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
