@@ -117,7 +117,7 @@ def network_refused(work: Work, what: str) -> BareCountError:
     return BareCountError(
         ErrorCode.RUNNER_NETWORK,
         f"network profile {profile} of environment {environment} cannot be used: {what}; nothing was started",
-        hint=f"correct deploy/environments/{environment}.yaml, or apply deploy/terraform for it",
+        hint=f"correct deploy/environments/{environment}.yaml, or make what it names",
     )
 
 

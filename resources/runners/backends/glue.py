@@ -94,7 +94,7 @@ class GlueBackend:
         except glue.exceptions.EntityNotFoundException as cause:
             raise BareCountError(
                 ErrorCode.RUNNER_UNKNOWN, f"there is no Glue job {job}; nothing was started",
-                hint="apply deploy/terraform, which makes a job for each network profile") from cause
+                hint="make the job: there is one for each network profile, named <job>-<profile>") from cause
         found = [glue.get_connection(Name=name, HidePassword=True)["Connection"]["PhysicalConnectionRequirements"]
                  for name in names]
         strange = {item["SubnetId"] for item in found} - set(network.subnets) | {

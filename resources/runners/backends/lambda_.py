@@ -115,7 +115,7 @@ class LambdaBackend:
         return BareCountError(
             ErrorCode.RUNNER_UNKNOWN,
             f"size {work.identity['size']} of environment {work.identity['environment']}: {what}; nothing was started",
-            hint="apply deploy/terraform, which makes a function for each size and network profile",
+            hint="make the function: there is one for each size and network profile, named <function>-<size>-<profile>",
         )
 
     def _invoke(self, client: Any, work: Work, told: _Told, call: dict[str, Any]) -> dict[str, Any]:
