@@ -10,8 +10,10 @@ was interrupted and is done again is the same run; a stage that is tried again i
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -19,7 +21,7 @@ import psycopg
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import decision_points as points
 from resources.governance.approvals import RunRequested
-from resources.governance.contracts import Contract
+from resources.governance.contracts import CLASSIFICATIONS, Contract
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import Pipeline
 from resources.governance.policies import Decision, Question, current_user, decide_all, require
@@ -28,6 +30,10 @@ from resources.host.tenants import Tenant
 from resources.runtime import logs
 from resources.runtime.database import fetch
 from resources.runtime.declared import canonical_hash
+
+if TYPE_CHECKING:
+    from barecount_assets.lifecycle import RunRequest
+    from resources.storage.quarantine_store import Group
 
 
 def admit_run(
@@ -68,7 +74,56 @@ def admit_export(
     Raises:
         BareCountError: policy.denied, approval.required.
     """
-    return _admit(environment, [Question(facts, subject, requested_by)], now)
+    return _admit(environment, Question(facts, subject, requested_by), now)
+
+
+def admit_backfill(environment: StageEnvironment, run: RunRequest, *, requested_by: str, now: dt.datetime) -> None:
+    """Ask about a range, as one, before its partitions run. Given again once it is approved, the same command goes on.
+
+    Raises:
+        BareCountError: policy.denied, approval.required.
+    """
+    sources = environment.declarations.pipeline(run.pipeline).spec.sources
+    with environment.database.connect(autocommit=True) as connection:
+        facts = _backfill_facts(connection, run, tuple(sorted(source.dataset for source in sources)))
+    _admit(environment, Question(facts, _subject(run), requested_by), now)
+
+
+def admit_replay(
+    environment: StageEnvironment, tenant_id: str, pipeline: str, token: str, *, publishes: bool, requested_by: str,
+    now: dt.datetime,
+) -> None:
+    """Ask about computing a past run again. Raises as `admit_backfill`."""
+    facts = points.Replay(tenant=tenant_id, pipeline=pipeline, kind="run", publishes=publishes)
+    _admit(environment, Question(facts, f"run {token[:16]}", requested_by), now)
+
+
+def admit_replay_of_records(
+    environment: StageEnvironment, groups: Sequence[Group], *, requested_by: str, now: dt.datetime
+) -> None:
+    """Ask about sending refused records through ingestion again, once per tenant and pipeline. Raises the same."""
+    for (tenant_id, pipeline), (records, datasets) in _owners(groups).items():
+        facts = points.Replay(
+            tenant=tenant_id, pipeline=pipeline, datasets=datasets, kind="quarantine", records=records)
+        _admit(environment, Question(facts, f"refused records of {pipeline}", requested_by), now)
+
+
+def admit_export_of_records(
+    environment: StageEnvironment, groups: Sequence[Group], *, requested_by: str, now: dt.datetime
+) -> None:
+    """Ask about refused records leaving as a file, once per tenant and pipeline. Raises the same.
+
+    Records of a dataset that has no contract any more count as restricted: nothing says that they may be seen.
+    """
+    for (tenant_id, pipeline), (records, datasets) in _owners(groups).items():
+        contracts = [contract for (dataset, layer), contract in environment.declarations.contracts.items()
+                     if layer == "raw" and dataset in datasets]
+        facts = points.Export(
+            tenant=tenant_id, pipeline=pipeline, datasets=datasets, kind="quarantine", records=records,
+            classification=points.highest_classification(contracts)
+            if {contract.dataset for contract in contracts} == set(datasets) else CLASSIFICATIONS[-1],
+        )
+        admit_export(environment, facts, f"refused records of {pipeline}", requested_by=requested_by, now=now)
 
 
 def admit_publication(
@@ -99,13 +154,13 @@ def admit_publication(
     return _required(decisions)
 
 
-def _admit(environment: StageEnvironment, questions: Sequence[Question], now: dt.datetime) -> list[Decision]:
+def _admit(environment: StageEnvironment, question: Question, now: dt.datetime) -> list[Decision]:
     policies = PolicySet.of(environment.declarations.policies)
+    tenant_id = question.facts.tenant
     with environment.database.transaction() as connection:
-        for tenant_id in sorted({question.facts.tenant for question in questions}):
-            if tenant_id in environment.declarations.tenants:  # another one has left; what it left is still asked about
-                environment.register_tenant(connection, tenant_id)
-        decisions = decide_all(connection, policies, questions, now)
+        if tenant_id in environment.declarations.tenants:  # another one has left; what it left is still asked about
+            environment.register_tenant(connection, tenant_id)
+        decisions = decide_all(connection, policies, [question], now)
     return _required(decisions)
 
 
@@ -171,24 +226,41 @@ def _backfill(
     """The question, and how many days of the range have been published."""
     run = replace(run, backfill=True)
     after = fetch(connection, _NEWEST_PUBLICATION, (run.tenant_id, run.pipeline))[0][0]
-    published = fetch(connection, _PUBLISHED_DAYS, (run.tenant_id, run.pipeline, run.start, run.end))[0][0]
-    facts = points.Backfill(
-        tenant=run.tenant_id, pipeline=run.pipeline, datasets=_datasets(declarations.contracts_of(run.pipeline)),
-        days=_days(run), published_days=published, first_day=run.start.isoformat(), last_day=run.end.isoformat(),
-    )
+    facts = _backfill_facts(connection, run, _datasets(declarations.contracts_of(run.pipeline)))
     occurrence = canonical_hash([run.to_json(), after, policies.fingerprint(facts.point)])
-    return Question(facts, _subject(run), who, occurrence, run), published
+    return Question(facts, _subject(run), who, occurrence, run), facts.published_days
+
+
+def _backfill_facts(
+    connection: psycopg.Connection, run: RunRequested | RunRequest, datasets: tuple[str, ...]
+) -> points.Backfill:
+    published = fetch(connection, _PUBLISHED_DAYS, (run.tenant_id, run.pipeline, run.start, run.end))[0][0]
+    return points.Backfill(
+        tenant=run.tenant_id, pipeline=run.pipeline, datasets=datasets, days=_days(run), published_days=published,
+        first_day=run.start.isoformat(), last_day=run.end.isoformat(),
+    )
+
+
+def _owners(groups: Sequence[Group]) -> dict[tuple[str, str], tuple[int, tuple[str, ...]]]:
+    """Records and datasets by tenant and pipeline."""
+    records: Counter[tuple[str, str]] = Counter()
+    datasets: dict[tuple[str, str], set[str]] = {}
+    for group in groups:
+        owner = (group.tenant_id, group.pipeline)
+        records[owner] += group.records
+        datasets.setdefault(owner, set()).add(group.dataset)
+    return {owner: (records[owner], tuple(sorted(datasets[owner]))) for owner in datasets}
 
 
 def _datasets(contracts: Sequence[Contract]) -> tuple[str, ...]:
     return tuple(sorted({contract.dataset for contract in contracts}))
 
 
-def _days(run: RunRequested) -> int:
+def _days(run: RunRequested | RunRequest) -> int:
     return (run.end - run.start).days + 1
 
 
-def _subject(run: RunRequested) -> str:
+def _subject(run: RunRequested | RunRequest) -> str:
     return f"{run.pipeline} {run.start} to {run.end}"
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from barecount_assets import permission
+from barecount_assets import admission
 from barecount_assets.stages import calendar, dbt, execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.data_utilities.calendar import date_table
@@ -137,8 +137,8 @@ def recompute(
         then = _find(connection, token, tenant_id)
         if publish:
             _require_raw_of_now(connection, environment, then)
-    permission.for_replay_of_run(environment, then.tenant_id, then.pipeline, then.replay_of, decided_by,
-                                 dt.datetime.now(dt.UTC), publishes=publish)
+    admission.admit_replay(environment, then.tenant_id, then.pipeline, then.replay_of, publishes=publish,
+                           requested_by=decided_by, now=dt.datetime.now(dt.UTC))
     with environment.exclusive(SCRATCH, "replay") as connection:
         _clear(connection)
         try:

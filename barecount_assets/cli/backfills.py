@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 
-from barecount_assets import backfill, lifecycle, permission
+from barecount_assets import admission, backfill, lifecycle
 from barecount_assets.backfill import BackfillOutcome, BackfillRequest, Granularity, Range
 from barecount_assets.cli import output
-from barecount_assets.cli.quarantine import person
 from barecount_assets.cli.runs import StageDisplay
+from barecount_assets.cli.verbs import person
 from barecount_assets.lifecycle import RunOutcome, RunRequest
 from barecount_assets.stages.environment import StageEnvironment
 
@@ -28,7 +28,7 @@ def run(
         if dry_run:
             _show_plan(environment, request, as_json=as_json)
             continue
-        permission.for_backfill(environment, request.run, request.requested_by, dt.datetime.now(dt.UTC))
+        admission.admit_backfill(environment, request.run, requested_by=who, now=dt.datetime.now(dt.UTC))
         with StageDisplay(quiet=as_json) as display:
             outcomes.append(backfill.backfill(
                 environment, request, display.progress, _quiet if as_json else _show_partition, display.receipt))

@@ -10,7 +10,6 @@ from typing import Any
 from resources.runtime.errors import BareCountError
 
 _PIPED_WIDTH = 200
-_BARS = " ▁▂▃▄▅▆▇█"
 
 
 def console():
@@ -58,15 +57,6 @@ def table(
     for row in rows:
         result.add_row(*(str(cell) for cell in row))
     return result
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """One character per value, scaled from the least to the greatest."""
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    return "".join(_BARS[1 + round((value - low) / span * (len(_BARS) - 2))] for value in values)
 
 
 def bar(value: float, greatest: float, width: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from barecount_assets.cli import output
-from barecount_assets.cli.verbs import Json, Tenant, command, environment
+from barecount_assets.cli.verbs import Json, Tenant, command, environment, person
 
 if TYPE_CHECKING:
     from barecount_assets.stages.environment import StageEnvironment
@@ -34,11 +33,6 @@ _SHOWN = ("tenant_id", "pipeline", "dataset", "stage", "source_id", "partition_d
           "quarantined_at", "field", "reason", "message", "state")
 _OUTCOME = ("decided_by", "decision_reason", "decided_at", "decision_token", "into_batch", "into_row", "into_run",
             "again_id")
-
-
-def person(given: str | None) -> str:
-    """Who decides: the one named, else the user of this session."""
-    return given or getpass.getuser()
 
 
 @command(app, "list")
@@ -102,7 +96,7 @@ def export(
     by: By = None, as_json: Json = False,
 ) -> None:
     """Write refused records to a file, whole, to be looked at or edited for `replay --from`."""
-    from barecount_assets import permission
+    from barecount_assets import admission
     from barecount_assets.stages.ingestion import edited_records
     from resources.storage import quarantine_store
     from resources.storage.quarantine_store import Selection
@@ -111,7 +105,8 @@ def export(
                           ids=number)
     opened = environment()
     with opened.database.connect(autocommit=True) as connection:
-        permission.for_export(opened, quarantine_store.groups(connection, selection), person(by), _now())
+        admission.admit_export_of_records(
+            opened, quarantine_store.groups(connection, selection), requested_by=person(by), now=_now())
         rows = edited_records.export(
             quarantine_store.stream(connection, selection), path, lambda record: _encoding(opened, record))
     output.print_json({"path": str(path), "records": rows}) if as_json else typer.echo(f"{rows:,} records in {path}")
@@ -127,7 +122,7 @@ def replay(
     by: By = None, dry_run: DryRun = False, as_json: Json = False,
 ) -> None:
     """Send refused records through ingestion again, after a fix of the contract, the code, or the records."""
-    from barecount_assets import permission
+    from barecount_assets import admission
     from barecount_assets.stages.ingestion import replay as ingestion
     from resources.storage import quarantine_store
     from resources.storage.quarantine_store import Selection
@@ -137,8 +132,8 @@ def replay(
     request = ingestion.ReplayRequest(selection, person(by), why, _values(fix or []), edits, dry_run)
     if not dry_run:
         with opened.database.connect(autocommit=True) as connection:
-            permission.for_replay_of_records(
-                opened, quarantine_store.groups(connection, selection), person(by), _now())
+            admission.admit_replay_of_records(
+                opened, quarantine_store.groups(connection, selection), requested_by=person(by), now=_now())
     with progress_shown(quiet=as_json) as progress:
         results = ingestion.replay(opened, request, progress)
         renormalized = [] if dry_run or request.values or edits else _renormalize(opened, selection, progress)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from barecount_assets.cli import output
-from barecount_assets.cli.quarantine import By, person
-from barecount_assets.cli.verbs import Json, Tenant, command, environment
+from barecount_assets.cli.quarantine import By
+from barecount_assets.cli.verbs import Json, Tenant, command, environment, person
 
 app = typer.Typer(no_args_is_help=True, help="The raw store and the tables loaded from it.")
 hold_app = typer.Typer(no_args_is_help=True, help="Legal holds: partitions that are kept whatever retention says.")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from barecount_assets.cli import output
-from barecount_assets.cli.quarantine import By, person, progress_shown
-from barecount_assets.cli.verbs import Json, Tenant, environment
+from barecount_assets.cli.quarantine import By, progress_shown
+from barecount_assets.cli.verbs import Json, Tenant, environment, person
 
 if TYPE_CHECKING:
     from barecount_assets.recompute import Compared, Recomputation

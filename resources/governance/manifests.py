@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator
 
 from resources.governance.sources import AnySource, FileSource, Source, placeholders
+from resources.host.runner_catalog import NetworkProfile, RunnerClassName, SizeName
 from resources.host.tenants import PipelineOverride
 from resources.runtime.declared import (
     Cron,
@@ -67,9 +68,9 @@ class Publication(Declared):
 class RunnerClass(Declared):
     """How work is executed, chosen by workload. `size` is a name of the platform's catalog."""
 
-    runner_class: Literal["serverless", "container", "managed_etl", "dedicated_compute"] = Field(alias="class")
-    size: Literal["small", "medium", "large", "xlarge"]
-    network_profile: Literal["public_vpc_egress", "private_vpc", "privatelink", "vpn", "on_premise_agent"]
+    runner_class: RunnerClassName = Field(alias="class")
+    size: SizeName
+    network_profile: NetworkProfile
 
 
 class Schedule(Declared):

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from resources.governance.manifests import once
+from resources.host.runner_catalog import NetworkProfile
 from resources.runtime.declared import Declared, DeclaredDocument, Name, OwnedMetadata, Text, refusal
 
 AssetLayer = Literal["source", "raw", "gdp", "kpi", "published", "export"]
-NetworkProfile = Literal["public_vpc_egress", "private_vpc", "privatelink", "vpn", "on_premise_agent"]
 
 
 class FlowSource(Declared):

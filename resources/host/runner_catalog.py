@@ -10,18 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from resources.runtime.declared import Declared, DeclaredDocument, Document, Name, Text, Version, listed, read_model
+from resources.runtime.declared import (
+    Declared,
+    DeclaredDocument,
+    Document,
+    Name,
+    Text,
+    Version,
+    listed,
+    read_model,
+    refusal,
+)
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.yaml_source import Finding, read_yaml
 
-RUNNER_CLASSES = ("serverless", "container", "managed_etl", "dedicated_compute")
-NETWORK_PROFILES = ("public_vpc_egress", "private_vpc", "privatelink", "vpn", "on_premise_agent")
-BACKENDS = ("in_process", "subprocess", "lambda", "fargate", "glue", "ec2", "agent")
-SIZES = ("small", "medium", "large", "xlarge")
+RunnerClassName = Literal["serverless", "container", "managed_etl", "dedicated_compute"]
+NetworkProfile = Literal["public_vpc_egress", "private_vpc", "privatelink", "vpn", "on_premise_agent"]
+BackendName = Literal["in_process", "subprocess", "lambda", "fargate", "glue", "ec2", "agent"]
+SizeName = Literal["small", "medium", "large", "xlarge"]
+SIZES: tuple[SizeName, ...] = get_args(SizeName)
 
 SIZES_FILE = "contracts/platform/runner_sizes.yaml"
 ENVIRONMENTS_FOLDER = "deploy/environments"
@@ -54,13 +65,11 @@ class CatalogMetadata(Declared):
 class RunnerSizesSpec(Declared):
     """Sizes by backend."""
 
-    backends: dict[Literal["in_process", "subprocess", "lambda", "fargate", "glue", "ec2", "agent"], dict[Name, Size]]
+    backends: dict[BackendName, dict[Name, Size]]
 
     @field_validator("backends")
     @classmethod
     def _every_size(cls, backends: dict[str, dict[str, Size]]) -> dict[str, dict[str, Size]]:
-        from resources.runtime.declared import refusal
-
         for name, sizes in backends.items():
             for size in sizes:
                 if size not in SIZES:
@@ -179,9 +188,8 @@ class EnvironmentSpec(Declared):
 
     region: Text | None = None
     messages: Annotated[str, Field(pattern=r"^s3://[a-z0-9.-]+(/.*)?$")] | None = None
-    classes: dict[Literal["serverless", "container", "managed_etl", "dedicated_compute"], AnyBackend]
-    networks: dict[
-        Literal["public_vpc_egress", "private_vpc", "privatelink", "vpn", "on_premise_agent"], Network]
+    classes: dict[RunnerClassName, AnyBackend]
+    networks: dict[NetworkProfile, Network]
     tags: dict[Text, Text] = Field(default_factory=dict)
 
 

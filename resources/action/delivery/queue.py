@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import psycopg
 
-from resources.action.delivery.model import Delivery, Message
+from resources.action.delivery.model import Delivery
 from resources.runtime.database import as_json, fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
 
@@ -108,11 +107,6 @@ def receipts(
     """The newest receipts; `delivery` is a delivery's number or key."""
     rows = fetch_dicts(connection, _RECEIPTS, (tenant_id, delivery, endpoint, origin, limit))
     return [ReceiptRow(**row) for row in rows]
-
-
-def message_of(stored: dict[str, Any]) -> Message:
-    """The message as it was put in."""
-    return Message(**stored)
 
 
 _UNKNOWN_ENDPOINTS = """

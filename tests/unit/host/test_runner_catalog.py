@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from resources.host import runner_catalog
-from resources.host.runner_catalog import BACKENDS, NETWORK_PROFILES, RUNNER_CLASSES, SIZES
+from resources.host.runner_catalog import SIZES, BackendName, NetworkProfile, RunnerClassName
 from resources.runtime.errors import BareCountError, ErrorCode
 from tests.conftest import PROJECT
 
@@ -30,9 +31,9 @@ def test_the_shipped_files_are_valid() -> None:
 @pytest.mark.parametrize("name", ["local", "local-processes", "aws-dev", "aws-prod"])
 def test_every_class_has_a_backend_with_every_size(name: str) -> None:
     environment, sizes = runner_catalog.read_environment(PROJECT, name), runner_catalog.read_sizes(PROJECT)
-    for runner_class in RUNNER_CLASSES:
+    for runner_class in get_args(RunnerClassName):
         backend = environment.backend_of(runner_class).backend
-        assert backend in BACKENDS
+        assert backend in get_args(BackendName)
         for size in SIZES:
             assert sizes.size(backend, size).timeout_seconds > 0
 
@@ -85,5 +86,5 @@ def test_a_catalog_without_a_size_is_a_finding(project: Path) -> None:
 
 def test_a_project_without_these_files_uses_the_shipped_ones(tmp_path: Path) -> None:
     assert runner_catalog.read_environment(tmp_path, "local").name == "local"
-    assert {p for p in NETWORK_PROFILES if p != "on_premise_agent"} == set(
+    assert {p for p in get_args(NetworkProfile) if p != "on_premise_agent"} == set(
         runner_catalog.read_environment(tmp_path, "local").spec.networks)
