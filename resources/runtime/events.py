@@ -11,8 +11,9 @@ so positions of one tenant grow in the order of commits.
 Reading. A transaction that began early may commit late, so neither time nor position says that nothing is missing. A
 `Watermark` is a window of transaction ids: its upper bound is the oldest transaction that was still running when the
 window was opened (`pg_snapshot_xmin`), so everything inside is final. Within a window events come by position; the next
-window begins where the last one ended. Two events of one key are never read in the wrong order: if the later one is
-inside a window, the transaction of the earlier one has ended before and is inside too, or in a window before.
+window begins where the last one ended. A transaction that began late may commit early: an event counts as of its
+tenant's youngest transaction so far, not of its own alone, so that of two events of one key the earlier one is never in
+a later window.
 """
 
 from __future__ import annotations

@@ -95,6 +95,22 @@ def test_a_late_commit_is_not_skipped(database: Database, tenants: tuple[str, st
     assert sorted(event.position for event in seen + more) == [1, 2]
 
 
+def test_an_event_of_an_older_transaction_is_not_read_before_the_one_it_follows(
+    database: Database, tenants: tuple[str, str]
+) -> None:
+    with database.connect() as oldest, database.connect() as running, database.connect(autocommit=True) as reader:
+        for connection in (oldest, running):
+            fetch(connection, "select pg_current_xact_id()")
+        with database.transaction() as youngest:
+            events.append(youngest, happened(1))
+        events.append(oldest, happened(2))
+        oldest.commit()
+        seen, watermark = everything(reader)  # the oldest one is over, the youngest is not final: another one runs
+        running.rollback()
+        more, _ = everything(reader, watermark)
+    assert [event.envelope["data"]["number"] for event in seen + more] == [1, 2]
+
+
 def test_readers_see_everything_once_and_each_key_in_order_while_others_write(
     database: Database, tenants: tuple[str, str]
 ) -> None:
