@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo dev test unit lint lint-contracts bench lock clean
+.PHONY: demo dev test unit lint lint-contracts bench lock image glue clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/barecount demo
@@ -39,6 +39,22 @@ $(LINT_VENV)/.installed: Makefile
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks
+
+# The image of deploy/Dockerfile, labelled with the digest of the code that can change a result.
+IMAGE ?= barecount:local
+image: $(VENV)/.installed
+	docker build --file deploy/Dockerfile --tag $(IMAGE) \
+		--build-arg REVISION=$$(git rev-parse HEAD) \
+		--build-arg CODE_VERSION=$$($(BIN)/python -c 'from pathlib import Path; \
+			from resources.runtime.settings import code_version; print(code_version(Path.cwd()))') .
+
+# What a Glue job installs and unpacks: upload both to code/ in the bucket of runs.
+glue: $(VENV)/.installed
+	rm -rf build/glue && mkdir -p build/glue
+	$(BIN)/python -m pip wheel --quiet --require-hashes --requirement requirements.lock --wheel-dir build/glue/wheels
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/glue/wheels .
+	$(BIN)/python -m zipfile -c build/glue/packages.gluewheels.zip build/glue/wheels
+	$(BIN)/python -m zipfile -c build/glue/project.zip contracts dbt_project deploy
 
 # The lock files name versions and hashes, and no registry.
 lock:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from resources.runtime.database import PLATFORM_ROLE, Database, fetch, with_option
+from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,34 +21,23 @@ _STATEMENT_TIMEOUT_MS = 600_000
 _POOL_RECYCLE_SECONDS = 3_600
 _MAX_OVERFLOW = 20
 
-_INSTANCE = f"""\
-# Written by BareCount. The URL comes from the environment, so that no password lies in this file.
-storage:
-  postgres:
-    postgres_url:
-      env: {URL_VARIABLE}
-nux:
-  enabled: false
-telemetry:
-  enabled: false
-run_coordinator:
-  module: dagster.core.run_coordinator
-  class: QueuedRunCoordinator
-  config:
-    max_concurrent_runs: 2
-    tag_concurrency_limits:
-      - key: barecount/tenant
-        limit: 1
-        value:
-          applyLimitPerUniqueValue: true
-retention:
-  schedule:
-    purge_after_days: 90
-  sensor:
-    purge_after_days:
-      skipped: 7
-      success: 90
-"""
+RUNS_VARIABLE = "BARECOUNT_CONCURRENT_RUNS"
+SETTINGS_FILE = Path(__file__).resolve().parents[1] / "deploy" / "dagster.yaml"
+
+
+def instance_settings() -> str:
+    """The instance's settings as YAML: `deploy/dagster.yaml`, with the number of runs at once that was asked for.
+
+    Raises:
+        BareCountError: usage, when that is no number.
+    """
+    settings = yaml.safe_load(SETTINGS_FILE.read_text(encoding="utf-8"))
+    if wanted := os.environ.get(RUNS_VARIABLE):
+        if not wanted.isdecimal() or int(wanted) == 0:
+            raise BareCountError(ErrorCode.USAGE, f"{RUNS_VARIABLE} is {wanted!r}, allowed: a whole number from 1",
+                                 hint="say how many runs may be in progress at once")
+        settings["concurrency"]["runs"]["max_concurrent_runs"] = int(wanted)
+    return f"# Written by BareCount from deploy/dagster.yaml.\n{yaml.safe_dump(settings, sort_keys=False)}"
 
 
 def prepare(settings: Settings, database: Database) -> dict[str, str]:
@@ -55,8 +48,11 @@ def prepare(settings: Settings, database: Database) -> dict[str, str]:
     home = settings.data_dir / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     config = home / "dagster.yaml"
-    if not config.exists() or config.read_text(encoding="utf-8") != _INSTANCE:
-        config.write_text(_INSTANCE, encoding="utf-8")
+    wanted = instance_settings()
+    if not config.exists() or config.read_text(encoding="utf-8") != wanted:
+        fresh = config.with_suffix(f".{os.getpid()}.tmp")  # others may be reading it
+        fresh.write_text(wanted, encoding="utf-8")
+        fresh.replace(config)
     url = with_option(database.admin_url, f"-crole={PLATFORM_ROLE} -csearch_path=dagster")
     scheme, _, rest = url.partition("://")
     assert scheme in {"postgresql", "postgres"}

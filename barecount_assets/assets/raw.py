@@ -43,6 +43,7 @@ def _raw_asset(declarations: Declarations, manifest: Pipeline, source: AnySource
         ],
         retry_policy=dg.RetryPolicy(max_retries=2, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL),
         op_tags={"barecount/stage": Stage.INGESTION.value},
+        pool=describe.placement(manifest).runner_class,
     )
     def raw(context: dg.AssetExecutionContext, runner: dg.ResourceParam[Runner]) -> Iterator[dg.MaterializeResult]:
         receipts = [

@@ -118,6 +118,7 @@ def _step(
         name=f"{manifest.name}__{stage}", specs=list(specs), check_specs=list(checks),
         retry_policy=dg.RetryPolicy(max_retries=2, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL),
         op_tags={"barecount/stage": stage.value},
+        pool=describe.placement(manifest).runner_class,
     )
     def step(context: dg.AssetExecutionContext, runner: dg.ResourceParam[Runner]) -> Iterator[dg.MaterializeResult]:
         tenants = partitions.tenants_of(context, manifest)

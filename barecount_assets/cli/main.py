@@ -27,6 +27,7 @@ from barecount_assets.cli import (
     replay,
     runners,
     secrets,
+    serve,
 )
 from barecount_assets.cli.verbs import Json, Tenant, Who, command, environment, person, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
@@ -46,6 +47,7 @@ action_jobs.app.add_typer(action_templates.app, name="templates")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(lineage.app, name="lineage")
 app.add_typer(runners.app, name="runners")
+app.add_typer(serve.app, name="serve")
 command(app)(replay.replay)
 
 @app.callback(invoke_without_command=True)

@@ -4,7 +4,9 @@
 the working directory that has both, else the folder this code was installed from);
 `BARECOUNT_DATA_DIR` names the data folder (default: `.barecount` in the project);
 `BARECOUNT_RAW_STORE` names the raw store, a folder or an `s3://bucket/prefix` (default: `raw` in the data folder);
-`BARECOUNT_DATABASE_URL` points everything to a PostgreSQL server of one's own;
+`BARECOUNT_DATABASE_URL` points everything to a PostgreSQL server of one's own; so that no password lies in a process's
+environment, `BARECOUNT_DATABASE_URL_FILE` names a file, or `BARECOUNT_DATABASE_SECRET` a secret of AWS Secrets Manager
+(name or ARN), that holds the URL;
 `BARECOUNT_ENVIRONMENT` names the environment that runners work in (default: `local`).
 """
 
@@ -45,7 +47,8 @@ class Settings:
         """Resolve from the environment.
 
         Raises:
-            BareCountError: declaration.unknown when no project folder can be found.
+            BareCountError: declaration.unknown when no project folder can be found; secret.unavailable when the
+                database's URL cannot be read from where the environment says it is.
         """
         project = _project_dir()
         data = Path(os.environ.get("BARECOUNT_DATA_DIR") or project / ".barecount").resolve()
@@ -53,7 +56,7 @@ class Settings:
             project_dir=project,
             data_dir=data,
             raw_store=os.environ.get("BARECOUNT_RAW_STORE") or str(data / "raw"),
-            database_url=os.environ.get("BARECOUNT_DATABASE_URL") or None,
+            database_url=_database_url(),
             environment=os.environ.get("BARECOUNT_ENVIRONMENT") or "local",
         )
 
@@ -82,6 +85,47 @@ def _project_dir() -> Path:
         f"no project found: neither {cwd} nor a parent of it has contracts/ and dbt_project/ folders",
         hint="run from inside the project or set BARECOUNT_PROJECT_DIR",
     )
+
+
+def _database_url() -> str | None:
+    """The URL itself, or what the file or the secret holds that stands for it."""
+    if url := os.environ.get("BARECOUNT_DATABASE_URL"):
+        return url
+    if file := os.environ.get("BARECOUNT_DATABASE_URL_FILE"):
+        try:
+            return _not_empty(Path(file).read_text(encoding="utf-8"), file)
+        except OSError as error:
+            raise _no_url(
+                f"{file}, which BARECOUNT_DATABASE_URL_FILE names, cannot be read: {error.strerror}") from error
+    if secret := os.environ.get("BARECOUNT_DATABASE_SECRET"):
+        return _not_empty(_secret_text(secret), secret)
+    return None
+
+
+@lru_cache(maxsize=4)
+def _secret_text(secret_id: str) -> str:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return boto3.client("secretsmanager").get_secret_value(SecretId=secret_id).get("SecretString", "")
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        raise _no_url(f"{secret_id}, which BARECOUNT_DATABASE_SECRET names: Secrets Manager answers {code}") from error
+    except BotoCoreError as error:
+        raise _no_url(f"{secret_id}, which BARECOUNT_DATABASE_SECRET names: Secrets Manager cannot be reached "
+                      f"({type(error).__name__})") from error
+
+
+def _not_empty(text: str, place: str) -> str:
+    if not text.strip():
+        raise _no_url(f"{place} is empty, and should be the database's URL")
+    return text.strip()
+
+
+def _no_url(message: str) -> BareCountError:
+    return BareCountError(ErrorCode.SECRET_UNAVAILABLE, message, retryable=True,
+                          hint="see its name and who may read it; without such a variable the embedded server is used")
 
 
 @lru_cache(maxsize=4)
