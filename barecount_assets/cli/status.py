@@ -7,7 +7,7 @@ from typing import Any
 
 from barecount_assets.cli import output
 from barecount_assets.stages.environment import StageEnvironment
-from resources.governance import approvals, drift_register
+from resources.governance import approvals, drift_register, obligation_store
 from resources.governance.approvals import Approval
 from resources.runtime.database import fetch_dicts
 
@@ -35,8 +35,9 @@ def show(environment: StageEnvironment, *, as_json: bool) -> None:
     for row in rows:
         for drift in row["drifts"]:
             console.print(f"[yellow]decide[/] {row['pipeline']} {row['tenant']}: {drift}", soft_wrap=True)
-        for gate in row["failed_gates"]:
-            console.print(f"[red]failed gate[/] {row['pipeline']} {row['tenant']}: {gate}", soft_wrap=True)
+        for kind in ("gate", "obligation"):
+            for failed in row[f"failed_{kind}s"]:
+                console.print(f"[red]failed {kind}[/] {row['pipeline']} {row['tenant']}: {failed}", soft_wrap=True)
 
 
 def _approvals(environment: StageEnvironment) -> list[Approval]:
@@ -52,6 +53,7 @@ def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[st
         drifts = [d for d in drift_register.listed(connection, pipeline=pipeline, tenant_id=tenant, status="open")
                   if d.waiting]
         held = drift_register.held_days(connection, tenant, pipeline)
+        obligations = obligation_store.newest(connection, tenant, pipeline)
         waiting = [item for item in approvals.listed(connection, dt.datetime.now(dt.UTC), tenant_id=tenant)
                    if item.pipeline == pipeline]
     freshness = manifest.spec.slos.freshness
@@ -70,6 +72,8 @@ def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[st
         "approvals": [item.approval_id for item in waiting],
         "held": [str(day or "undated") for day in held],
         "failed_gates": [f"{gate['kpi']} {gate['gate']}: {gate['summary']}" for gate in failed],
+        "failed_obligations": [f"{o['obligation']}: {o['summary']}" for o in obligations
+                               if o["status"] == "fail" and o["obligation"] in environment.declarations.obligations],
     }
 
 
