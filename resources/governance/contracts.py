@@ -275,15 +275,21 @@ def strptime_of(pattern: str) -> str:
 # --- reading ----------------------------------------------------------------------------------------------
 
 
+_conforming: set[str] = set()
+"""Digests of documents that keep the standard's JSON Schema: judging one takes longer than all else."""
+
+
 def read_contract(source: YamlSource, dataset: str, layer: Layer) -> tuple[Contract | None, list[Finding]]:
     """Read the contract that the file's place says is `dataset`'s at `layer`: it, or everything wrong with it."""
     try:
         digest = canonical_hash(source.document)
     except rfc8785.CanonicalizationError as error:
         return None, [source.finding((), f"the document has no canonical JSON: {error}")]
-    findings = schema_findings(source)
-    if findings:
-        return None, findings
+    if digest not in _conforming:
+        findings = schema_findings(source)
+        if findings:
+            return None, findings
+        _conforming.add(digest)
     reader = _Reader(source, dataset, layer)
     contract = reader.contract(digest)
     return (None, reader.findings) if reader.findings else (contract, [])

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ class YamlSource:
 
     Attributes:
         file: path relative to the project, as findings name it.
-        document: dict, list, str, int, float, bool or None, nested; keys are text.
+        document: dict, list, str, int, float, bool or None, nested; keys are text. Never to be changed: others hold
+            the same one.
         positions: place of every value by its path; for a mapping's value, the place of its key.
     """
 
@@ -123,15 +125,23 @@ def read_yaml(path: Path, file: str) -> tuple[YamlSource | None, list[Finding]]:
     that a reader sees the rest of the file's errors in the same go.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        return None, [
-            Finding(file, line, "", f"byte 0x{error.object[error.start]:02x}", "UTF-8", "the file is not UTF-8 text")
-        ]
+        source, findings = _parsed(path.read_bytes(), file)
     except OSError as error:
         return None, [Finding(file, 1, "", "", "", f"the file cannot be read: {error.strerror or error}")]
-    return parse_yaml(text, file)
+    return source, list(findings)
+
+
+@lru_cache(maxsize=512)
+def _parsed(content: bytes, file: str) -> tuple[YamlSource | None, tuple[Finding, ...]]:
+    """Sources are shared by who reads the same content again: a process looks at what is declared many times."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{error.object[error.start]:02x}"
+        return None, (Finding(file, line, "", found, "UTF-8", "the file is not UTF-8 text"),)
+    source, findings = parse_yaml(text, file)
+    return source, tuple(findings)
 
 
 def parse_yaml(text: str, file: str) -> tuple[YamlSource | None, list[Finding]]:
