@@ -110,11 +110,12 @@ def admit_replay_of_records(
 
 def admit_export_of_records(
     environment: StageEnvironment, groups: Sequence[Group], *, requested_by: str, now: dt.datetime
-) -> None:
-    """Ask about refused records leaving as a file, once per tenant and pipeline. Raises the same.
+) -> dict[tuple[str, str], Decision]:
+    """Ask about refused records leaving as a file: the decision by tenant and pipeline. Raises the same.
 
     Records of a dataset that has no contract any more count as restricted: nothing says that they may be seen.
     """
+    decisions = {}
     for (tenant_id, pipeline), (records, datasets) in _owners(groups).items():
         contracts = [contract for (dataset, layer), contract in environment.declarations.contracts.items()
                      if layer == "raw" and dataset in datasets]
@@ -123,7 +124,9 @@ def admit_export_of_records(
             classification=points.highest_classification(contracts)
             if {contract.dataset for contract in contracts} == set(datasets) else CLASSIFICATIONS[-1],
         )
-        admit_export(environment, facts, f"refused records of {pipeline}", requested_by=requested_by, now=now)
+        (decisions[tenant_id, pipeline],) = admit_export(
+            environment, facts, f"refused records of {', '.join(datasets)}", requested_by=requested_by, now=now)
+    return decisions
 
 
 def admit_publication(

@@ -202,6 +202,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write evidence into one file that an outsider verifies with the verify.py inside it."""
+    from barecount_assets import exports
+    from barecount_assets.stages.environment import StageEnvironment
     from resources.trust import bundle
 
     database, store = _open()
@@ -210,9 +212,11 @@ def export(
     selection = bundle.Selection(_day(from_), _day(to), chosen)
     with database.connect(autocommit=True) as connection:
         kept = [_checkpoint(connection, name, str(path)) for path in checkpoint or ()]
-    _admit_export(database, name, person(who))
+    environment = StageEnvironment.using(Settings.from_environment(), database)
+    decision = exports.admit_evidence(environment, name, requested_by=person(who), now=dt.datetime.now(dt.UTC))
     path = out or Path(f"evidence-{name}" + "".join(f"-{part}" for part in (from_, to) if part) + ".zip")
     written = bundle.export(database, store, name, path, selection, kept)
+    exports.record_evidence(environment, decision, path, written.sha256, written.entries, dt.datetime.now(dt.UTC))
     if as_json:
         output.print_json({
             "path": str(written.path), "tenant": name, "entries": written.entries, "bytes": written.size,
@@ -305,21 +309,6 @@ def _open() -> tuple[Database, KeyStore]:
     logs.configure(settings.data_dir)
     database = Database.open(settings)
     return database, KeyStore.of(settings.data_dir, database)
-
-
-def _admit_export(database: Database, tenant: str, who: str) -> None:
-    """Ask the policies: the ledger holds names, counts and hashes, never records, and counts as internal.
-
-    Raises:
-        BareCountError: policy.denied, approval.required.
-    """
-    from barecount_assets import admission
-    from barecount_assets.stages.environment import StageEnvironment
-    from resources.governance.decision_points import Export
-
-    environment = StageEnvironment.using(Settings.from_environment(), database)
-    admission.admit_export(environment, Export(tenant=tenant, kind="evidence", classification="internal"),
-                           f"evidence of {tenant}", requested_by=who, now=dt.datetime.now(dt.UTC))
 
 
 def _tenants(database: Database) -> list[str]:

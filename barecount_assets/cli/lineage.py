@@ -82,6 +82,25 @@ def obligations(
 
 
 @command(app)
+def exports(
+    tenant: Tenant = None, limit: Annotated[int, typer.Option("--limit", min=1)] = 20, as_json: Json = False,
+) -> None:
+    """What left the platform as a file, the newest first: which columns, who took it, which approval let it go."""
+    from resources.governance import export_log
+
+    with environment().database.connect(autocommit=True) as connection:
+        rows = export_log.listed(connection, tenant, limit)
+    if as_json:
+        output.print_json(rows)
+        return
+    output.console().print(output.table(
+        None, ("tenant", "asset", "records", "columns", "file", "by", "approval", "evidence", "at (UTC)"),
+        [(r["tenant_id"], r["asset"], r["records"], ", ".join(r["columns"]) or "-", r["file_name"], r["exported_by"],
+          r["approval_id"] or "-", r["evidence_seq"], f"{r['exported_at']:%Y-%m-%d %H:%M}") for r in rows],
+        right=(2, 6, 7)))
+
+
+@command(app)
 def relay(
     to: Annotated[str | None, typer.Option("--to", help="file, file:PATH or a URL, else BARECOUNT_LINEAGE.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many events are to be sent.")] = False,

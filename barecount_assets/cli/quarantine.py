@@ -96,19 +96,12 @@ def export(
     by: By = None, as_json: Json = False,
 ) -> None:
     """Write refused records to a file, whole, to be looked at or edited for `replay --from`."""
-    from barecount_assets import admission
-    from barecount_assets.stages.ingestion import edited_records
-    from resources.storage import quarantine_store
+    from barecount_assets import exports
     from resources.storage.quarantine_store import Selection
 
     selection = Selection(tenant, pipeline, dataset, run, reason, field, state=None if state == "all" else state,
                           ids=number)
-    opened = environment()
-    with opened.database.connect(autocommit=True) as connection:
-        admission.admit_export_of_records(
-            opened, quarantine_store.groups(connection, selection), requested_by=person(by), now=_now())
-        rows = edited_records.export(
-            quarantine_store.stream(connection, selection), path, lambda record: _encoding(opened, record))
+    rows = exports.export_records(environment(), selection, path, requested_by=person(by), now=_now())
     output.print_json({"path": str(path), "records": rows}) if as_json else typer.echo(f"{rows:,} records in {path}")
 
 
@@ -191,15 +184,6 @@ def _values(pairs: list[str]) -> Mapping[str, str]:
             raise typer.BadParameter(f"{pair!r} is not FIELD=VALUE")
         values[name] = value
     return values
-
-
-def _encoding(opened: StageEnvironment, record: Mapping[str, Any]) -> str:
-    """The encoding a record's source is declared to have; that of JSON for everything else."""
-    manifest = opened.declarations.pipelines.get(record["pipeline"])
-    for source in manifest.spec.sources if manifest else ():
-        if source.dataset == record["dataset"] and source.connector == "files" and source.format.type == "csv":
-            return source.format.encoding if record["stage"] == "ingestion" else "utf-8"
-    return "utf-8"
 
 
 def _renormalize(opened: StageEnvironment, selection: Selection, progress: Progress) -> list[dict[str, Any]]:

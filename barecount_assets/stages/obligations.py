@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import psycopg
 
 from barecount_assets import project_lineage
-from resources.governance import lineage_store, obligation_judge, obligation_store
+from resources.governance import export_log, lineage_store, obligation_judge, obligation_store
 from resources.governance.column_lineage import AssetLineage, Dependency, ProjectLineage
 from resources.governance.declarations import Declarations
 from resources.governance.obligation_judge import Facts, Outcome
@@ -35,6 +35,7 @@ def enforce(
         declarations, spec.pipeline, _with_recorded(connection, spec.tenant_id, project_lineage.of_project(
             settings, declarations)),
         spec.tenant_id, _today(declarations, spec.tenant_id, now), _newest_days(connection, declarations, spec),
+        export_log.approved(connection, spec.tenant_id),
     )
     outcomes = obligation_judge.judge(concerned, facts)
     with connection.transaction():

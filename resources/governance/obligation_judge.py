@@ -86,6 +86,7 @@ class Facts:
 
     Attributes:
         lineage: of the project, with edges beyond it (exports) where a run knows of any.
+        approved: exports that an approval let through.
         tenant_id, today, newest: of a run: whose, the tenant's day, and the newest day of each dated source (None: no
             day has arrived). Without them freshness is not judged.
     """
@@ -96,6 +97,7 @@ class Facts:
     tenant_id: str | None = None
     today: dt.date | None = None
     newest: Mapping[str, dt.date | None] = field(default_factory=dict)
+    approved: frozenset[str] = frozenset()
 
     @property
     def manifest(self) -> Pipeline:
@@ -138,6 +140,17 @@ def judge(obligations: Iterable[Obligation], facts: Facts) -> list[Outcome]:
     return [_judged(obligation, facts) for obligation in concerned]
 
 
+def judge_exports(obligations: Iterable[Obligation], facts: Facts) -> list[Outcome]:
+    """How those obligations stand that forbid flows to exports, by the exports in the lineage alone."""
+    outcomes = []
+    for obligation in sorted(obligations, key=lambda o: o.name):
+        check = obligation.spec.check
+        if obligation.concerns(facts.pipeline, facts.tenant_id) and isinstance(check, ForbidFlow) and (
+                "export" in check.to.layers):
+            outcomes.append(_outcome(obligation, _flows_to(check, facts, ("export",)), "no such flow"))
+    return outcomes
+
+
 def _judged(obligation: Obligation, facts: Facts) -> Outcome:
     check = obligation.spec.check
     if isinstance(check, ForbidFlow):
@@ -151,6 +164,10 @@ def _judged(obligation: Obligation, facts: Facts) -> Outcome:
         if facts.today is None or facts.tenant_id is None or not newest:
             return Outcome(obligation, "skip", "no day of a dated source has arrived")
         found, kept = _late(check, facts), f"the newest day is {min(newest)}"
+    return _outcome(obligation, found, kept)
+
+
+def _outcome(obligation: Obligation, found: Sequence[Violation], kept: str) -> Outcome:
     if not found:
         return Outcome(obligation, "pass", kept)
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
@@ -162,19 +179,25 @@ def _judged(obligation: Obligation, facts: Facts) -> Outcome:
 
 
 def _forbidden_flows(check: ForbidFlow, facts: Facts) -> list[Violation]:
-    guarded = dict(_guarded(check.source, facts))
-    found = [
-        violation for asset in facts.assets(check.to.layers) for column in facts.columns(asset)
-        if (violation := _flow(check, facts.lineage, guarded, asset, column)) is not None
-    ]
+    found = _flows_to(check, facts, check.to.layers)
     profile = facts.manifest.spec.runner.network_profile
     if profile in check.to.network_profiles:
-        arriving = sorted(f"{asset}.{column}" for asset, column in guarded if asset.startswith("raw."))
+        arriving = sorted(
+            f"{asset}.{column}" for (asset, column), _ in _guarded(check.source, facts) if asset.startswith("raw."))
         if arriving:
             found.append(Violation(
                 f"the pipeline's runner has network profile {profile} and works on {listed(arriving[:_NAMED])}",
                 path=tuple(arriving)))
     return found
+
+
+def _flows_to(check: ForbidFlow, facts: Facts, layers: Iterable[str]) -> list[Violation]:
+    guarded = dict(_guarded(check.source, facts))
+    let_through = facts.approved if check.approved == "allowed" else frozenset()
+    return [
+        violation for asset in facts.assets(layers) if asset not in let_through for column in facts.columns(asset)
+        if (violation := _flow(check, facts.lineage, guarded, asset, column)) is not None
+    ]
 
 
 def _guarded(source: FlowSource, facts: Facts) -> Iterator[tuple[tuple[str, str], str]]:

@@ -49,7 +49,8 @@ class ForbidFlow(Declared):
     """No column of `from` may flow to `to`.
 
     `indirect: forbidden` also counts columns that only decide about a value or a row; `masked: forbidden` also counts
-    flows that show nothing of the value: counts and hashes.
+    flows that show nothing of the value: counts and hashes; `approved: allowed` leaves out exports that an approval let
+    through.
     """
 
     type: Literal["forbid_flow"]
@@ -57,6 +58,7 @@ class ForbidFlow(Declared):
     to: FlowTarget
     indirect: Literal["allowed", "forbidden"] = "allowed"
     masked: Literal["allowed", "forbidden"] = "allowed"
+    approved: Literal["allowed", "forbidden"] = "forbidden"
 
 
 class RequiredTag(Declared):

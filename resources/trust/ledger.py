@@ -288,6 +288,9 @@ with refs as (
     union all
     select 'hold.released', subject, run_token, evidence_seq from platform.legal_hold_release where tenant_id = $1
     union all
+    select 'export.finished', coalesce(pipeline, kind), run_token, evidence_seq
+    from platform.export where tenant_id = $1
+    union all
     select 'run.replayed', pipeline, run_token, evidence_seq from platform.replay where tenant_id = $1
     union all
     select 'backfill.started', pipeline, run_token, evidence_seq from platform.backfill where tenant_id = $1

@@ -37,11 +37,13 @@ _BASE64 = "base64"
 
 def export(
     pages: Iterable[list[dict[str, Any]]], path: Path, encoding_of: Callable[[dict[str, Any]], str],
+    on_written: Callable[[str], None] = lambda sha256: None,
 ) -> int:
     """Write records to a file by its ending, page by page; nothing is at `path` before all of them are.
 
     Args:
         encoding_of: the encoding of a record's source.
+        on_written: is told the file's SHA-256 before it gets its name; when it raises, there is no file.
 
     Raises:
         BareCountError: usage for another ending.
@@ -57,6 +59,8 @@ def export(
                           for record in page]
                 writer.write(listed)
                 rows += len(listed)
+        with unfinished.open("rb") as written:
+            on_written(hashlib.file_digest(written, "sha256").hexdigest())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
