@@ -29,6 +29,8 @@ from resources.runtime import logs
 from resources.runtime.errors import BareCountError, ErrorCode, unexpected
 
 RECEIPT, ERROR = "receipt", "error"
+OUTCOME_KEY = "outcome.json"
+"""Object beside the messages in S3 that says once more how it ended: messages can be lost, see `_report`."""
 _GRACE_SECONDS = 10.0
 _LOG_EVERY_SECONDS = 2.0
 _INTERRUPTED = 130
@@ -81,7 +83,7 @@ def serve(run_spec: RunSpec, execute: Execute, bootstrap: Mapping[str, str]) -> 
         # that is kept warm does a stage after another.
         pipes = stack.enter_context(
             dagster_pipes.PipesContext(dagster_pipes.PipesMappingParamsLoader(bootstrap), *_channels(bootstrap)))
-        deadline = threading.Timer(run_spec.timeout_seconds, _out_of_time, (run_spec, pipes))
+        deadline = threading.Timer(run_spec.timeout_seconds, _out_of_time, (run_spec, pipes, bootstrap))
         deadline.daemon = True
         deadline.start()
         stack.callback(deadline.cancel)
@@ -93,7 +95,7 @@ def serve(run_spec: RunSpec, execute: Execute, bootstrap: Mapping[str, str]) -> 
                 last = time.monotonic()
                 pipes.log.info(f"{message} ({done} of {total})")
 
-        pipes.report_custom_message(_outcome(run_spec, execute, progress))
+        _report(pipes, bootstrap, _outcome(run_spec, execute, progress))
 
 
 def read_run_spec(argument: str) -> RunSpec:
@@ -162,7 +164,30 @@ def _instance() -> dict[str, str]:
     return {name: value for name, value in known.items() if value}
 
 
-def _out_of_time(run_spec: RunSpec, pipes: Any) -> None:
+def _report(pipes: Any, bootstrap: Mapping[str, str], outcome: Mapping[str, Any]) -> None:
+    """Say how it ended, where messages go to S3 by two ways.
+
+    Pipes writes messages there from a thread of its own, which ends with the first one that S3 does not take, and takes
+    all later ones along: the outcome is put beside them, so that work that is done does not end without a word.
+    """
+    import dagster_pipes
+
+    pipes.report_custom_message(outcome)
+    messages = dagster_pipes.decode_param(bootstrap["DAGSTER_PIPES_MESSAGES"])
+    if "bucket" not in messages:
+        return
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        boto3.client("s3").put_object(
+            Bucket=messages["bucket"], Key=f"{messages['key_prefix']}/{OUTCOME_KEY}",
+            Body=json.dumps(outcome, default=str).encode())
+    except (ClientError, BotoCoreError) as cause:
+        pipes.log.warning(f"the outcome could not be put beside the messages: {cause}")
+
+
+def _out_of_time(run_spec: RunSpec, pipes: Any, bootstrap: Mapping[str, str]) -> None:
     error = BareCountError(
         ErrorCode.RUNNER_TIMEOUT,
         f"{run_spec.spec.stage} of {run_spec.spec.pipeline} for {run_spec.spec.tenant_id} took longer than its "
@@ -170,7 +195,7 @@ def _out_of_time(run_spec: RunSpec, pipes: Any) -> None:
         hint="nothing half-done is visible; give the pipeline a larger size, or run a shorter range",
         retryable=False,
     )
-    pipes.report_custom_message({ERROR: error.envelope()["error"], "runner": dict(run_spec.identity)})
+    _report(pipes, bootstrap, {ERROR: error.envelope()["error"], "runner": dict(run_spec.identity)})
     pipes.close()
     os._exit(0)
 

@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dagster_aws.pipes import PipesS3ContextInjector, PipesS3MessageReader
 
 from resources.host.runner_catalog import Environment
+from resources.runners.payload import OUTCOME_KEY
 from resources.runners.work import Work
 from resources.runtime.declared import listed
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -193,14 +194,17 @@ class Messages(PipesS3MessageReader):
         yield {"bucket": self.bucket, "key_prefix": self._prefix}
 
     def heard(self) -> list[Any]:
-        """Every custom message that reached S3, in the order of writing."""
+        """Every custom message that reached S3, in the order of writing, and last the outcome put beside them."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{self._prefix}/")
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        keys.sort(key=lambda key: int(key.rsplit("/", 1)[1].removesuffix(".json")))
-        lines = [line for key in keys for line in
-                 self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read().decode().splitlines() if line]
-        messages = [json.loads(line) for line in lines]
-        return [message["params"]["payload"] for message in messages if message["method"] == "report_custom_message"]
+        outcome = f"{self._prefix}/{OUTCOME_KEY}"
+        chunks = sorted(set(keys) - {outcome}, key=lambda key: int(key.rsplit("/", 1)[1].removesuffix(".json")))
+        messages = [json.loads(line) for key in chunks for line in self._text(key).splitlines() if line]
+        heard = [message["params"]["payload"] for message in messages if message["method"] == "report_custom_message"]
+        return heard + ([json.loads(self._text(outcome))] if outcome in keys else [])
+
+    def _text(self, key: str) -> str:
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read().decode()
 
 
 @dataclass(frozen=True)

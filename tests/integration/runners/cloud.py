@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -68,6 +69,7 @@ class Cloud:
         self._faults: dict[str, list[Answer]] = defaultdict(list)
         self._after: dict[str, Callable[[Call, bytes], Answer | None]] = {}
         self._instead: dict[str, Callable[[Call], Answer]] = {}
+        self.lost: list[str] = []
         self._loses = False
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=_Quiet)
@@ -94,6 +96,7 @@ class Cloud:
         self._faults.clear()
         self._after.clear()
         self._instead.clear()
+        self.lost.clear()
         self._loses = False
 
     def on(self, operation: str, act: Callable[[Call, bytes], Answer | None]) -> None:
@@ -114,8 +117,8 @@ class Cloud:
         """Answer the next calls of an operation in moto's place."""
         self._faults[operation] += [answer] * times
 
-    def lose_first_message(self) -> None:
-        """Say that S3 has the next payload's first chunk of messages, and keep nothing of it."""
+    def lose_messages(self) -> None:
+        """Say that S3 has every chunk of messages, and keep nothing of them. How many there are is a matter of time."""
         self._loses = True
 
     def made(self, operation: str) -> list[Mapping[str, Any]]:
@@ -143,8 +146,8 @@ class Cloud:
         call = _call(environ, body)
         name = f"{call.service}.{call.operation}"
         self.calls.append(call)
-        if self._loses and name == "s3.PUT" and environ["PATH_INFO"].endswith("/messages/1.json"):
-            self._loses = False
+        if self._loses and name == "s3.PUT" and re.search(r"/messages/\d+\.json$", environ["PATH_INFO"]):
+            self.lost.append(environ["PATH_INFO"])
             return _send(Answer(200, ""), start_response)
         if self._faults[name]:
             return _send(self._faults[name].pop(0), start_response)

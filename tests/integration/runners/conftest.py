@@ -204,7 +204,8 @@ class World:
                 {"InstanceId": instance, "PingStatus": ping(instance)}]}))
 
         def sent(call: Call, answered: bytes) -> None:
-            (instance,), invocation = call.body["InstanceIds"], self._command().invocations[0]
+            (instance,) = call.body["InstanceIds"]
+            invocation = self._invocation(instance)
             *exports, _, line = call.body["Parameters"]["commands"]
             variables = dict(export.removeprefix("export ").split("=", 1) for export in exports)
             variables = {name: shlex.split(value)[0] for name, value in variables.items()}
@@ -232,9 +233,9 @@ class World:
         self.cloud.on("ec2.TerminateInstances", terminated)
 
     @staticmethod
-    def _command() -> Any:
-        """The newest command moto knows."""
-        return get_backend("ssm")[ACCOUNT][REGION]._commands[-1]
+    def _invocation(instance: str) -> dict[str, Any]:
+        """The newest command's part on an instance: moto gives a command without targets to every instance it knows."""
+        return get_backend("ssm")[ACCOUNT][REGION]._commands[-1].get_invocation(instance, None)
 
 
 def function_error(message: str, log: str = "") -> Answer:

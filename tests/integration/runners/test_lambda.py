@@ -95,6 +95,14 @@ def test_a_function_that_aws_ends_is_an_error_that_says_why(world: World) -> Non
     assert "the last line" in error.message
 
 
+def test_messages_lost_on_the_way_do_not_lose_the_receipt(world: World) -> None:
+    world.functions()
+    world.cloud.lose_messages()
+    outcome = world.run(backend(world), small(world))
+    assert outcome.error is None and outcome.receipt is not None and outcome.receipt.outputs[0].rows > 0
+    assert world.cloud.lost and world.left_in_s3() == []
+
+
 def test_a_cancelled_call_ends_itself(world: World, locked: None) -> None:
     world.functions()
     threading.Thread(target=lambda: (_first_machine(world), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
