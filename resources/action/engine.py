@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from resources.action import hours
@@ -34,14 +33,11 @@ from resources.action.model import (
     State,
     Unacknowledged,
 )
+from resources.action.values import HISTORY_NAMES, Values, facts_of
 from resources.governance.actions import ActionRule, seconds, strongest_first
 from resources.runtime.conditions import Condition, compile_condition
 
-_SCALE = 1_000_000
-_HISTORY_NAMES = frozenset((
-    "prior", "change", "change_ratio", "mean", "deviation", "observations", "expected", "score", "days_since_prior",
-    "prior_scaled",
-))  # fmt: skip
+_MEMORY = 10_000  # kinds of events whose rules are remembered
 _NO_FACTS = SeriesFacts()
 
 
@@ -57,6 +53,9 @@ class Rulebook:
         for rule in strongest_first(rules):
             for tenant in rule.spec.tenants:
                 self._by_event.setdefault((tenant, EVENT_PREFIX + rule.spec.subject.event), []).append(rule)
+        self._names = sorted({name for rule in rules for name in rule.spec.subject.dimensions})
+        self._found: dict[tuple[Any, ...], tuple[ActionRule, ...]] = {}
+        self._history_readers = frozenset(rule.name for rule in rules if self._needs_history(rule))
 
     @property
     def event_types(self) -> list[str]:
@@ -69,15 +68,31 @@ class Rulebook:
     def recovery(self, rule: ActionRule) -> Condition | None:
         return self._recoveries.get(rule.name)
 
-    def for_event(self, signal: Signal) -> list[ActionRule]:
-        """Rules whose subject the event is."""
-        rules = self._by_event.get((signal.tenant_id, signal.type), ())
-        return [rule for rule in rules if matches(rule, signal)]
+    def for_event(self, signal: Signal) -> tuple[ActionRule, ...]:
+        """Rules whose subject the event is; remembered for events that no rule tells apart."""
+        rules = self._by_event.get((signal.tenant_id, signal.type))
+        if rules is None:
+            return ()
+        data, dimensions = signal.data, signal.dimensions
+        kind = (signal.tenant_id, signal.type, data.get("kpi"), data.get("grain"),
+                *(dimensions.get(name) for name in self._names))
+        try:
+            found = self._found.get(kind)
+        except TypeError:  # a value that is no text
+            return tuple(rule for rule in rules if matches(rule, signal))
+        if found is None:
+            if len(self._found) >= _MEMORY:
+                self._found.clear()
+            found = self._found[kind] = tuple(rule for rule in rules if matches(rule, signal))
+        return found
 
     def reads_history(self, rule: ActionRule) -> bool:
         """Whether a rule's conditions need more of a series than the event tells."""
-        names = self.condition(rule).variables | (self.recovery(rule) or self.condition(rule)).variables
-        return rule.spec.anomaly is not None or bool(names & _HISTORY_NAMES)
+        return rule.name in self._history_readers
+
+    def _needs_history(self, rule: ActionRule) -> bool:
+        conditions = filter(None, (self.condition(rule), self.recovery(rule)))
+        return rule.spec.anomaly is not None or any(one.variables & HISTORY_NAMES for one in conditions)
 
 
 def matches(rule: ActionRule, signal: Signal) -> bool:
@@ -107,67 +122,6 @@ def decide(book: Rulebook, signals: Sequence[Signal], state: State, now: dt.date
     return work.decision()
 
 
-def values_of(signal: Signal, facts: SeriesFacts, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the names that conditions read."""
-    data = signal.data
-    numbers = _numbers(data, facts)
-    start = _date(data.get("period_start"))
-    return {
-        **{name: None if number is None else float(number) for name, number in numbers.items()},
-        **{f"{name}_scaled": None if numbers[name] is None else int(numbers[name] * _SCALE)
-           for name in ("value", "previous", "prior")},
-        "observations": facts.observations,
-        "days_since_prior": (start - facts.prior_start).days if start and facts.prior_start else None,
-        "age_days": (signal.occurred_at.date() - start).days if start else None,
-        "dimensions": dict(signal.dimensions), "parameters": parameters, "tenant": signal.tenant_id,
-        "kpi": data.get("kpi"), "grain": data.get("grain"), "period": data.get("period"), "unit": data.get("unit"),
-        "threshold_state": data.get("threshold_state"), "period_complete": data.get("period_complete") is True,
-        "data": data,
-        "event": {"type": signal.type, "subject": signal.subject, "id": signal.event_id,
-                  "pipeline": data.get("pipeline"), "time": signal.occurred_at},
-    }
-
-
-def facts_of(signal: Signal, facts: SeriesFacts) -> dict[str, str | int | None]:
-    """The same numbers as decimal strings, for templates and the record: what was observed, what was expected."""
-    numbers = {name: None if number is None else _plain(number)
-               for name, number in _numbers(signal.data, facts).items()}
-    return {**numbers, "observations": facts.observations}
-
-
-def _numbers(data: Mapping[str, Any], facts: SeriesFacts) -> dict[str, Decimal | None]:
-    value, previous, prior = decimal(data.get("value")), decimal(data.get("previous")), facts.prior
-    change = None if value is None or prior is None else value - prior
-    return {
-        "value": value, "previous": previous, "prior": prior, "change": change,
-        "restatement": None if value is None or previous is None else value - previous,
-        "change_ratio": None if change is None or not prior else change / abs(prior),
-        "mean": facts.mean, "deviation": facts.deviation, "expected": facts.expected, "score": facts.score,
-    }
-
-
-def decimal(text: Any) -> Decimal | None:
-    """A decimal string of an event's data; None for what is none."""
-    if text is None:
-        return None
-    try:
-        number = Decimal(str(text))
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
-
-
-def _plain(number: Decimal) -> str:
-    return f"{number:f}"
-
-
-def _date(text: Any) -> dt.date | None:
-    try:
-        return dt.date.fromisoformat(str(text))
-    except ValueError:
-        return None
-
-
 class _Work:
     """One decision while it is being made."""
 
@@ -183,7 +137,7 @@ class _Work:
         self._jobs: dict[str, JobDraft] = {}
         self._escalated: list[int] = []
         self._explanations: list[Explanation] = []
-        self._known_values: tuple[Signal | None, SeriesFacts, dict[str, Any]] = (None, _NO_FACTS, {})
+        self._values: Values | None = None
 
     def decision(self) -> Decision:
         return Decision(tuple(self._jobs.values()), tuple(self._changed_incidents.values()),
@@ -193,28 +147,27 @@ class _Work:
 
     def event(self, rule: ActionRule, signal: Signal) -> None:
         """What one event does to one rule."""
-        known = self._incidents.get((signal.tenant_id, rule.name, signal.series))
+        name = rule.name
+        known = self._incidents.get((signal.tenant_id, name, signal.series))
         if known is not None and signal.position <= known.position:
             self._say(rule, signal, "seen", f"decided before: newer event {known.position} is on record")
             return
-        incident = known or Incident(signal.tenant_id, rule.name, signal.series)
-        facts = signal.series_facts.get(rule.name, _NO_FACTS)
+        facts = signal.series_facts.get(name, _NO_FACTS)
         values = self._values_of(signal, facts, rule)
         outcome = self._book.condition(rule).evaluate(values)
+        if not outcome.holds and known is None and not self._explain:
+            return
+        incident = known or Incident(signal.tenant_id, name, signal.series)
         if outcome.holds:
             self._holds(rule, incident, signal, facts)
         else:
-            reason = outcome.reason or f"the condition does not hold: {rule.spec.condition}"
-            self._holds_not(rule, incident, signal, values, reason)
+            self._holds_not(rule, incident, signal, values, outcome.reason)
 
-    def _values_of(self, signal: Signal, facts: SeriesFacts, rule: ActionRule) -> dict[str, Any]:
+    def _values_of(self, signal: Signal, facts: SeriesFacts, rule: ActionRule) -> Values:
         """Values for a rule's conditions; rules that look at the same event and facts share them."""
-        known_signal, known_facts, values = self._known_values
-        if known_signal is not signal or known_facts is not facts:
-            values = values_of(signal, facts, {})
-            self._known_values = (signal, facts, values)
-        values["parameters"] = rule.spec.parameters
-        return values
+        if self._values is None or self._values.signal is not signal or self._values.facts is not facts:
+            self._values = Values(signal, facts)
+        return self._values.of(rule.spec.parameters)
 
     def _holds(self, rule: ActionRule, incident: Incident, signal: Signal, facts: SeriesFacts) -> None:
         occurrence = Occurrence(signal.event_id, signal.position, signal.series, signal.period, signal.envelope,
@@ -242,6 +195,7 @@ class _Work:
     def _holds_not(
         self, rule: ActionRule, incident: Incident, signal: Signal, values: Mapping[str, Any], reason: str
     ) -> None:
+        reason = reason or f"the condition does not hold: {rule.spec.condition}"
         if incident.phase == "firing":
             self._may_recover(rule, incident, signal, values, reason)
         elif incident.phase == "pending":

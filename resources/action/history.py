@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -41,24 +41,30 @@ def with_history(
 ) -> list[Signal]:
     """The signals with the facts that their rules read; those that no rule reads facts of as they are."""
     wanted: dict[_Question, list[tuple[int, str]]] = defaultdict(list)
+    questions: dict[tuple[Any, ...], _Question | None] = {}
     for index, signal in enumerate(signals):
         for rule in book.for_event(signal):
-            if book.reads_history(rule) and (question := _question(rule, signal, kpis)):
+            if not book.reads_history(rule) or not signal.data.get("period_start"):
+                continue
+            kind = (rule.name, signal.tenant_id, str(signal.data.get("kpi")), signal.data.get("publication_version"))
+            if kind not in questions:
+                questions[kind] = _question(rule, signal, kpis)
+            if question := questions[kind]:
                 wanted[question].append((index, rule.name))
     found: dict[int, dict[str, SeriesFacts]] = defaultdict(dict)
     for question, readers in wanted.items():
         indexes = sorted({index for index, _ in readers})
         answers = _ask(connection, kpis[question.kpi], question, [signals[index] for index in indexes])
-        by_index = dict(zip(indexes, answers, strict=True))
+        by_index = dict(zip(indexes, answers, strict=True)) if answers else {}
         for index, rule_name in readers:
-            found[index][rule_name] = by_index[index]
-    return [replace(signal, series_facts=found[index]) if index in found else signal
-            for index, signal in enumerate(signals)]
+            if index in by_index:
+                found[index][rule_name] = by_index[index]
+    return [signal.with_facts(found[index]) if index in found else signal for index, signal in enumerate(signals)]
 
 
 def _question(rule: ActionRule, signal: Signal, kpis: Mapping[str, Kpi]) -> _Question | None:
     kpi, version = signal.data.get("kpi"), signal.data.get("publication_version")
-    if kpi not in kpis or not isinstance(version, int) or not signal.data.get("period_start"):
+    if kpi not in kpis or not isinstance(version, int):
         return None
     anomaly = rule.spec.anomaly
     return _Question(signal.tenant_id, kpi, version, rule.spec.history.periods, anomaly.season if anomaly else 1,
@@ -66,9 +72,10 @@ def _question(rule: ActionRule, signal: Signal, kpis: Mapping[str, Kpi]) -> _Que
 
 
 def _ask(connection: psycopg.Connection, kpi: Kpi, question: _Question, signals: Sequence[Signal]) -> list[SeriesFacts]:
+    """Facts of each signal; none at all when nothing was published."""
     snapshot = sql.Identifier(published_store.SCHEMA, f"snapshot__{kpi.name}")
     if fetch(connection, "select to_regclass($1)", (snapshot.as_string(connection),))[0][0] is None:
-        return [SeriesFacts()] * len(signals)
+        return []
     dimensions = sql.SQL(", ").join(
         sql.SQL("{}, {}").format(sql.Literal(name), sql.Identifier(name)) for name in kpi.dimensions)
     lengths = {grain.name: grain.period for grain in kpi.spec.grains}

@@ -5,6 +5,7 @@ All of it is data. What decides is `engine.py`, what stores is `jobs.py`.
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import enum
 import hashlib
@@ -12,7 +13,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from functools import cached_property
 from typing import Any, Literal
 
 EVENT_PREFIX = "barecount."
@@ -59,7 +59,11 @@ class SeriesFacts:
 
 @dataclass(frozen=True)
 class Signal:
-    """An event as the engine sees it, with the facts that each rule (by name) asked for."""
+    """An event as the engine sees it, with the facts that each rule (by name) asked for.
+
+    Attributes:
+        series: names the series: subject, grain and dimensions, as canonical JSON.
+    """
 
     position: int
     event_id: str
@@ -70,22 +74,27 @@ class Signal:
     envelope: Mapping[str, Any]
     series_facts: Mapping[str, SeriesFacts] = field(default_factory=dict)
 
-    @cached_property
-    def data(self) -> Mapping[str, Any]:
-        return self.envelope.get("data") or {}
+    data: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    dimensions: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    series: str = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def dimensions(self) -> Mapping[str, str]:
-        return self.data.get("dimensions") or {}
+    def __post_init__(self) -> None:
+        data = self.envelope.get("data") or {}
+        dimensions = data.get("dimensions") or {}
+        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "dimensions", dimensions)
+        object.__setattr__(self, "series", json.dumps(
+            [self.subject, data.get("grain"), dimensions], sort_keys=True, ensure_ascii=False))
 
     @property
     def period(self) -> str:
         return str(self.data.get("period") or "")
 
-    @cached_property
-    def series(self) -> str:
-        """Names the series: subject, grain and dimensions, as canonical JSON."""
-        return json.dumps([self.subject, self.data.get("grain"), self.dimensions], sort_keys=True, ensure_ascii=False)
+    def with_facts(self, facts: Mapping[str, SeriesFacts]) -> Signal:
+        """The same event with these facts, by rule."""
+        signal = copy.copy(self)
+        object.__setattr__(signal, "series_facts", facts)
+        return signal
 
     @property
     def labels(self) -> dict[str, str]:

@@ -185,7 +185,7 @@ def example_parameters(template: ActionTemplate) -> dict[str, Any]:
 def _sample_job(
     template: ActionTemplate, envelope: Mapping[str, Any], parameters: Mapping[str, Any], body: str
 ) -> JobDraft:
-    from resources.action.engine import facts_of
+    from resources.action.values import facts_of
 
     at = dt.datetime.fromisoformat(envelope["time"])
     signal = Signal(0, envelope["id"], envelope["tenant"], envelope["type"], envelope["subject"], at, envelope)

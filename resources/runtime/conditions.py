@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder
 from typing import Any
@@ -45,14 +45,15 @@ class Condition:
     expression: str
     variables: frozenset[str]
     functions: frozenset[str]
+    program: Any = field(repr=False, compare=False)
 
     def evaluate(self, values: Mapping[str, Any]) -> Outcome:
         """Whether it holds for these values; never raises."""
-        context = {name: values.get(name) for name in self.variables}
+        context: dict[str, Any] = {name: values.get(name) for name in self.variables}
         if "abs" in self.functions:
             context["abs"] = abs
         try:
-            found = _program(self.expression).execute(context)
+            found = self.program.execute(context)
         except Exception as error:  # noqa: BLE001 - a condition must not stop the events behind this one
             absent = sorted(name for name in self.variables if values.get(name) is None)
             if absent:
@@ -62,7 +63,10 @@ class Condition:
             return Outcome(False, f"cannot be decided: {_first_line(error)}")
         if not isinstance(found, bool):
             return Outcome(False, f"is no condition: its value is {found!r}")
-        return Outcome(found)
+        return _HOLDS if found else _HOLDS_NOT
+
+
+_HOLDS, _HOLDS_NOT = Outcome(True), Outcome(False)
 
 
 def compile_condition(expression: str) -> Condition:
@@ -75,7 +79,7 @@ def compile_condition(expression: str) -> Condition:
     unknown = sorted(functions - set(FUNCTIONS))
     if unknown:
         raise ValueError(f"calls {', '.join(unknown)}; allowed are {', '.join(FUNCTIONS)}")
-    return Condition(expression, frozenset(program.variables()) - own, functions)
+    return Condition(expression, frozenset(program.variables()) - own, functions, program)
 
 
 def problem(expression: str, known: Mapping[str, Any]) -> str | None:

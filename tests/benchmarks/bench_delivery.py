@@ -126,9 +126,18 @@ def _measure(database: Database, secrets: Secrets, deliveries: int) -> dict[str,
     assert report.completed == deliveries, report
     with database.connect(autocommit=True) as connection:
         assert ledger.verify(connection, TENANT).intact
+        half, most = fetch(connection, _LATENCIES)[0]
     used = after.user + after.system - before.user - before.system
     return {"deliveries": deliveries, "seconds": seconds, "deliveries_per_second": deliveries / seconds,
-            "worker_processor_ms_per_delivery": used / deliveries * 1000, "load_average": os.getloadavg()[0]}
+            "worker_processor_ms_per_delivery": used / deliveries * 1000,
+            "deliveries_per_processor_second": deliveries / used, "request_ms_p50": half, "request_ms_p95": most,
+            "load_average": os.getloadavg()[0]}
+
+
+_LATENCIES = """
+select percentile_cont(0.5) within group (order by latency_ms), percentile_cont(0.95) within group (order by latency_ms)
+from platform.receipt
+"""
 
 
 def main() -> int:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Claimed:
     Attributes:
         attempt: number of this attempt, from 1.
         attempt_in_schedule: the same, since the last replay.
-        was_lost: whether the attempt before was never recorded.
+        before: state it was in; `running` when the attempt before was never recorded.
         health: of the endpoint, when it was claimed.
     """
 
@@ -56,7 +56,7 @@ class Claimed:
     message_sha256: str
     attempt: int
     attempt_in_schedule: int
-    was_lost: bool
+    before: DeliveryState
     health: Health
     claimed_at: dt.datetime
 
@@ -68,6 +68,11 @@ class Claimed:
     def token(self) -> str:
         """Names this attempt in evidence and events."""
         return f"{self.delivery_key}#{self.attempt}"
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether the attempt before was never recorded."""
+        return self.before is DeliveryState.RUNNING
 
     @property
     def is_last_straw(self) -> bool:
@@ -100,20 +105,20 @@ class Attempt:
 
 def claim(
     connection: psycopg.Connection, worker: str, now: dt.datetime, lease: dt.timedelta, free: int,
-    busy: Mapping[Place, int], most_per_endpoint: int,
+    busy: Mapping[Place, int], most: Callable[[Place], int],
 ) -> list[Claimed]:
     """Take deliveries that are due, in a transaction of its own.
 
     Args:
         free: how many the worker can take.
         busy: how many it has in hand already, by endpoint.
-        most_per_endpoint: how many it takes for one endpoint at a time.
+        most: how many it may have in hand for an endpoint that is well.
     """
     with connection.transaction():
         ready = fetch_dicts(connection, _READY, (now,))
         limits = {row["tenant_id"]: row for row in fetch_dicts(
             connection, _LIMITS, (sorted({row["tenant_id"] for row in ready}),))} if ready else {}
-        wanted = _shares(ready, limits, now, free, busy, most_per_endpoint)
+        wanted = _shares(ready, limits, now, free, busy, most)
         if not wanted:
             return []
         rows = fetch_dicts(connection, _CLAIM, (as_json(wanted), now, worker, now + lease, free))
@@ -151,6 +156,23 @@ def record(connection: psycopg.Connection, worker: str, attempts: Sequence[Attem
     return [one for one in attempts if one.claimed.delivery_id not in ours]
 
 
+def give_back(connection: psycopg.Connection, worker: str, unsent: Sequence[Claimed]) -> None:
+    """Put deliveries that were claimed and not sent into the queue again, in a transaction of its own.
+
+    They are due as before, the attempt does not count, and the limits get their tokens back.
+    """
+    places, tenants = Counter(one.place for one in unsent), Counter(one.tenant_id for one in unsent)
+    with connection.transaction():
+        fetch(connection, _UNSPEND, (as_json([
+            {"tenant_id": tenant_id, "endpoint": name, "count": count}
+            for (tenant_id, name), count in sorted(places.items())]),))
+        fetch(connection, _UNSPEND_OF_TENANT, (as_json([
+            {"tenant_id": tenant_id, "count": count} for tenant_id, count in sorted(tenants.items())]),))
+        fetch(connection, _GIVE_BACK, (as_json([
+            {"delivery_id": one.delivery_id, "attempt": one.attempt, "state": one.before.value,
+             "due": one.claimed_at.isoformat()} for one in unsent]), worker))
+
+
 def next_due(connection: psycopg.Connection) -> dt.datetime | None:
     """When the next delivery is due for an endpoint that takes any; may lie in the past while a limit holds it back."""
     return fetch(connection, _NEXT_DUE)[0][0]
@@ -161,7 +183,7 @@ def next_due(connection: psycopg.Connection) -> dt.datetime | None:
 
 def _shares(
     ready: Sequence[Mapping[str, Any]], limits: Mapping[str, Mapping[str, Any]], now: dt.datetime, free: int,
-    busy: Mapping[Place, int], most: int,
+    busy: Mapping[Place, int], most: Callable[[Place], int],
 ) -> list[dict[str, Any]]:
     """How many each endpoint may be sent now: its share of what is free, within its limits."""
     tokens = {tenant_id: _tokens(row, now) for tenant_id, row in limits.items()}
@@ -171,8 +193,8 @@ def _shares(
     wanted = []
     for row in ready:
         alone = row["is_fifo"] or row["health"] != "healthy"
-        in_hand = busy.get((row["tenant_id"], row["name"]), 0)
-        allowed = min(share, math.floor(_tokens(row, now)), (1 if alone else most) - in_hand)
+        place = (row["tenant_id"], row["name"])
+        allowed = min(share, math.floor(_tokens(row, now)), (1 if alone else most(place)) - busy.get(place, 0))
         if row["tenant_id"] in tokens:
             allowed = min(allowed, math.floor(tokens[row["tenant_id"]]))
         if allowed > 0:
@@ -212,7 +234,7 @@ def _claimed(row: Mapping[str, Any], endpoint: Mapping[str, Any], now: dt.dateti
         row["delivery_id"], row["tenant_id"], row["delivery_key"], row["endpoint"], endpoint["adapter"],
         endpoint["declaration_hash"], endpoint["spec"], Message(**row["message"]), row["message_sha256"],
         row["attempts"],
-        row["attempts"] - row["schedule_base"], row["before_state"] == DeliveryState.RUNNING, _health(endpoint), now)
+        row["attempts"] - row["schedule_base"], DeliveryState(row["before_state"]), _health(endpoint), now)
 
 
 def _health(row: Mapping[str, Any]) -> Health:
@@ -365,6 +387,24 @@ where e.tenant_id = s.tenant_id and e.name = s.endpoint
 """
 _SPEND_OF_TENANT = """
 update platform.delivery_limit set tokens = $2, refilled_at = $3::timestamptz where tenant_id = $1
+"""
+_UNSPEND = """
+update platform.endpoint e set tokens = least(e.burst, e.tokens + s.count)
+from jsonb_to_recordset($1::text::jsonb) as s (tenant_id text, endpoint text, count int)
+where e.tenant_id = s.tenant_id and e.name = s.endpoint
+"""
+_UNSPEND_OF_TENANT = """
+update platform.delivery_limit l set tokens = least(l.burst, l.tokens + s.count)
+from jsonb_to_recordset($1::text::jsonb) as s (tenant_id text, count int)
+where l.tenant_id = s.tenant_id
+"""
+# Of a lost attempt the receipt is written: what comes next is another attempt after a failure.
+_GIVE_BACK = """
+update platform.delivery d
+set state = case u.state when 'running' then 'failed' else u.state end, attempts = d.attempts - 1,
+    next_attempt_at = u.due, worker = null
+from jsonb_to_recordset($1::text::jsonb) as u (delivery_id bigint, attempt int, state text, due timestamptz)
+where d.delivery_id = u.delivery_id and d.attempts = u.attempt and d.state = 'running' and d.worker = $2
 """
 _LOST = """
 insert into platform.receipt (tenant_id, delivery_id, attempt, endpoint, delivery_key, worker, attempted_at, outcome,

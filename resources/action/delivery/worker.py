@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import queue
 import secrets as random_source
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import psycopg
@@ -27,6 +24,7 @@ from resources.action.delivery import claims, endpoints
 from resources.action.delivery.adapters import adapters
 from resources.action.delivery.adapters.base import Challenge, Dispatch, Network
 from resources.action.delivery.claims import Attempt, Claimed, Place
+from resources.action.delivery.lanes import Lanes
 from resources.action.delivery.model import DeliveryState, Message, Outcome, Result
 from resources.action.delivery.queue import CHANNEL
 from resources.governance.endpoints import EndpointSpec
@@ -42,8 +40,8 @@ LEASE = dt.timedelta(minutes=3)
 """Longer than the slowest delivery: a ticket takes up to five requests of 15 s, after waiting for a thread."""
 
 _SECRETS_FRESH = dt.timedelta(seconds=30)
-_GATHER_SECONDS = 0.02
-_GATHER_MOST = 250
+_FIRST_SECONDS = 0.2
+_GATHER_SECONDS = 0.05
 _IDLE_SECONDS = 1.0
 _log = logs.get_logger("delivery")
 
@@ -71,14 +69,9 @@ class _Run:
     clock: Callable[[], dt.datetime]
     remaining: int | None
     stop: threading.Event
-    busy: Counter[Place] = field(default_factory=Counter)
-    ended: queue.SimpleQueue[Attempt] = field(default_factory=queue.SimpleQueue)
     unrecorded: list[Attempt] = field(default_factory=list)
+    unsent: list[Claimed] = field(default_factory=list)
     report: Report = Report()
-
-    @property
-    def in_hand(self) -> int:
-        return sum(self.busy.values())
 
 
 class Worker:
@@ -92,9 +85,9 @@ class Worker:
         """`policy_of` gives a tenant's egress policy; `name` says in receipts who it was."""
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{random_source.token_hex(3)}"
         self._database, self._lease = database, lease
-        self._threads, self._per_endpoint = threads, per_endpoint
+        self._threads = threads
         self._sender = Sender(database, secrets, policy_of, network or Network.open())
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deliver")
+        self._lanes = Lanes(self._sender.send, threads, per_endpoint)
         self._connection: psycopg.Connection | None = None
 
     def run_once(self, now: dt.datetime, limit: int = 10_000) -> Report:
@@ -132,7 +125,7 @@ class Worker:
 
     def close(self) -> None:
         """End threads and connections."""
-        self._pool.shutdown(wait=True)
+        self._lanes.close()
         self._sender.network.close()
         self._disconnect()
 
@@ -146,36 +139,40 @@ class Worker:
         """Claim, send and record until nothing is due and nothing is under way."""
         while True:
             claimed = self._claim(run)
-            if not claimed and not run.in_hand and not run.unrecorded:
+            if not claimed and not self._lanes.in_hand and not run.unrecorded:
                 return run.report
             self._record(run)
+            self._give_back(run)
 
     def _claim(self, run: _Run) -> int:
         """Take more when a good part of the hands is free."""
-        free = 2 * self._threads - run.in_hand
+        free = self._lanes.free
         if run.remaining is not None:
             free = min(free, run.remaining)
-        if run.stop.is_set() or free < 1 or (run.in_hand and free < self._threads // 2):
+        if run.stop.is_set() or free < 1 or (self._lanes.in_hand and free < self._threads // 2):
             return 0
         with unavailable_as_error():
-            claimed = claims.claim(self._connected(), self.name, run.clock(), self._lease, free, run.busy,
-                                   self._per_endpoint)
+            claimed = claims.claim(self._connected(), self.name, run.clock(), self._lease, free, self._lanes.busy,
+                                   self._lanes.depth)
         if run.remaining is not None:
             run.remaining -= len(claimed)
-        for one in claimed:
-            run.busy[one.place] += 1
-            self._pool.submit(self._send, one, run.ended)
+        self._lanes.add(claimed)
         return len(claimed)
 
-    def _send(self, claimed: Claimed, ended: queue.SimpleQueue[Attempt]) -> None:
-        start = time.perf_counter()
-        outcome = self._sender.send(claimed)
-        ended.put(Attempt(claimed, outcome, (time.perf_counter() - start) * 1000))
+    def _give_back(self, run: _Run) -> None:
+        """Put into the queue again what was taken and will not be sent."""
+        run.unsent += self._lanes.unsent()
+        if not run.unsent:
+            return
+        with unavailable_as_error():
+            claims.give_back(self._connected(), self.name, run.unsent)
+        if run.remaining is not None:
+            run.remaining += len(run.unsent)
+        run.unsent = []
 
     def _record(self, run: _Run) -> None:
         if not run.unrecorded:  # else the database went away with them
-            run.unrecorded = _gather(run.ended)
-            run.busy.subtract(one.claimed.place for one in run.unrecorded)
+            run.unrecorded = self._lanes.gather(_GATHER_SECONDS, _FIRST_SECONDS)
         attempts = run.unrecorded
         if not attempts:
             return
@@ -297,16 +294,3 @@ class _Fresh:
     since: dt.datetime
     until: dt.datetime
     values: dict[str, list[SecretValue]] = field(repr=False)
-
-
-def _gather(ended: queue.SimpleQueue[Attempt]) -> list[Attempt]:
-    """Attempts that have ended: waits for the first a moment, then takes those that end together with it."""
-    gathered: list[Attempt] = []
-    try:
-        gathered.append(ended.get(timeout=0.2))
-        until = time.monotonic() + _GATHER_SECONDS
-        while len(gathered) < _GATHER_MOST:
-            gathered.append(ended.get(timeout=max(until - time.monotonic(), 0)))
-    except queue.Empty:
-        pass
-    return gathered

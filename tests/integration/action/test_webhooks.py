@@ -355,7 +355,7 @@ def test_an_attempt_whose_worker_was_lost_gets_a_receipt_and_is_made_again(desk:
         from resources.action.delivery import claims
 
         with desk.database.connect(autocommit=True) as connection:
-            assert claims.claim(connection, "gone", desk.now, dt.timedelta(minutes=3), 10, {}, 10)
+            assert claims.claim(connection, "gone", desk.now, dt.timedelta(minutes=3), 10, {}, lambda place: 10)
         assert desk.work().attempts == 0
         desk.later(minutes=3)
         assert desk.work().completed == 1
