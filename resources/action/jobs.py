@@ -26,6 +26,7 @@ from resources.action.delivery.model import Delivery, Message
 from resources.action.engine import Rulebook
 from resources.action.hours import TenantClock
 from resources.action.model import (
+    EVENT_PREFIX,
     Decision,
     Group,
     Incident,
@@ -36,7 +37,7 @@ from resources.action.model import (
     State,
     Unacknowledged,
 )
-from resources.governance.actions import ACTION_SUBJECTS, ActionRule, ActionTemplate, seconds
+from resources.governance.actions import ActionRule, ActionTemplate, is_own_event, seconds
 from resources.governance.declarations import Declarations
 from resources.runtime import events, sandbox
 from resources.runtime.database import Database, as_json, fetch, fetch_dicts, unavailable_as_error
@@ -295,7 +296,8 @@ def dispatch(connection: psycopg.Connection, declarations: Declarations, now: dt
             continue
         message = Message(**row["message"])
         deliveries += [
-            Delivery(row["tenant_id"], _delivery_key(row, name), name, message, origin=f"action_job:{row['job_id']}")
+            Delivery(row["tenant_id"], _delivery_key(row, name), name, message, origin=f"action_job:{row['job_id']}",
+                     is_quiet=not _tells(row))
             for name in row["route"]
         ]
         rule = declarations.action_rules.get(row["rule"])
@@ -381,10 +383,10 @@ _VERBS = {
 
 
 def _tells(row: Mapping[str, Any]) -> bool:
-    """Whether a job makes events: not one that answers events of other jobs, which would answer itself."""
+    """Whether a job and its deliveries make events: not one that answers such events, which would answer itself."""
     occurrences = (row.get("draft") or {}).get("occurrences") or [{}]
     kind = (occurrences[-1].get("envelope") or {}).get("type", "")
-    return kind.removeprefix("barecount.") not in ACTION_SUBJECTS
+    return not is_own_event(kind.removeprefix(EVENT_PREFIX))
 
 
 def _event(row: Mapping[str, Any], state: str, seq: int, token: str) -> events.Event:

@@ -188,7 +188,16 @@ class Subject(Declared):
 
 
 ACTION_SUBJECTS = ("action.failed", "action.dlq")
-"""Events of the engine itself that a rule may look at; jobs of such rules make no events."""
+"""Events of the engine itself that a rule may look at."""
+
+
+def is_own_event(event: str) -> bool:
+    """Whether a job, one of its deliveries or the health of an endpoint made the event.
+
+    Jobs of rules that look at such events are on record like others, and make no events themselves, nor do their
+    deliveries: no rule answers itself, nor another that answers it.
+    """
+    return event.startswith(("action.", "delivery.", "endpoint."))
 
 
 class History(Declared):

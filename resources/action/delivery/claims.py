@@ -42,6 +42,7 @@ class Claimed:
         attempt: number of this attempt, from 1.
         attempt_in_schedule: the same, since the last replay.
         before: state it was in; `running` when the attempt before was never recorded.
+        is_quiet: whether what becomes of it is no event.
         health: of the endpoint, when it was claimed.
     """
 
@@ -57,6 +58,7 @@ class Claimed:
     attempt: int
     attempt_in_schedule: int
     before: DeliveryState
+    is_quiet: bool
     health: Health
     claimed_at: dt.datetime
 
@@ -152,7 +154,7 @@ def record(connection: psycopg.Connection, worker: str, attempts: Sequence[Attem
         if dead:
             fetch(connection, _DEAD, (as_json(dead), now))
         events.append(connection, *(
-            _event(one, number) for one, number in zip(recorded, numbers, strict=True)))
+            _event(one, number) for one, number in zip(recorded, numbers, strict=True) if not one.claimed.is_quiet))
     return [one for one in attempts if one.claimed.delivery_id not in ours]
 
 
@@ -233,8 +235,8 @@ def _claimed(row: Mapping[str, Any], endpoint: Mapping[str, Any], now: dt.dateti
     return Claimed(
         row["delivery_id"], row["tenant_id"], row["delivery_key"], row["endpoint"], endpoint["adapter"],
         endpoint["declaration_hash"], endpoint["spec"], Message(**row["message"]), row["message_sha256"],
-        row["attempts"],
-        row["attempts"] - row["schedule_base"], DeliveryState(row["before_state"]), _health(endpoint), now)
+        row["attempts"], row["attempts"] - row["schedule_base"], DeliveryState(row["before_state"]), row["is_quiet"],
+        _health(endpoint), now)
 
 
 def _health(row: Mapping[str, Any]) -> Health:
@@ -274,10 +276,12 @@ def _record_health(
 ) -> None:
     """What the attempts say about their endpoints."""
     for place, row in unwell.items():
-        outcomes = [one.outcome for one in attempts if one.claimed.place == place]
+        ours = [one for one in attempts if one.claimed.place == place]
+        outcomes, tells = [one.outcome for one in ours], not all(one.claimed.is_quiet for one in ours)
         before = _health(row)
         if any(outcome.result is Result.GONE for outcome in outcomes) and row["state"] != "disabled":
-            endpoints.disable(connection, *place, "the receiver answered that it takes nothing any more (410)", now=now)
+            endpoints.disable(connection, *place, "the receiver answered that it takes nothing any more (410)", now=now,
+                              tells=tells)
         pauses = [schedule.pause(one.retry_after) for one in outcomes if one.result is Result.THROTTLED]
         succeeded = [outcome.result is not Result.UNAVAILABLE for outcome in outcomes
                      if outcome.result not in (Result.THROTTLED, Result.GONE)]
@@ -288,7 +292,7 @@ def _record_health(
         if after.state != before.state or after.openings > before.openings:
             endpoints.record(connection, *place, after.state, now, {
                 "failures": after.failures, "reason": _clean(outcomes[-1].reason),
-                "paused_until": None if after.paused_until is None else after.paused_until.isoformat()})
+                "paused_until": None if after.paused_until is None else after.paused_until.isoformat()}, tells=tells)
 
 
 def _next_attempt(one: Attempt) -> str:
@@ -378,7 +382,7 @@ update platform.delivery d
 set state = 'running', attempts = d.attempts + 1, worker = $3, next_attempt_at = $4::timestamptz
 from picked p where d.delivery_id = p.delivery_id
 returning d.delivery_id, d.tenant_id, d.delivery_key, d.endpoint, d.message, d.message_sha256, d.attempts,
-    d.schedule_base, p.state as before_state, p.worker as before_worker
+    d.schedule_base, d.is_quiet, p.state as before_state, p.worker as before_worker
 """
 _SPEND = """
 update platform.endpoint e set tokens = s.tokens, refilled_at = $2::timestamptz

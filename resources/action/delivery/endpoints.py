@@ -135,10 +135,12 @@ def get(connection: psycopg.Connection, tenant_id: str, name: str, *, lock: bool
     return found
 
 
-def disable(connection: psycopg.Connection, tenant_id: str, name: str, reason: str, *, now: dt.datetime) -> None:
+def disable(
+    connection: psycopg.Connection, tenant_id: str, name: str, reason: str, *, now: dt.datetime, tells: bool = True
+) -> None:
     """Send nothing more; what is in the queue waits."""
     get(connection, tenant_id, name, lock=True)
-    record(connection, tenant_id, name, "disabled", now, {"reason": reason})
+    record(connection, tenant_id, name, "disabled", now, {"reason": reason}, tells=tells)
     fetch(connection, _DISABLE, (tenant_id, name, reason, now))
 
 
@@ -230,13 +232,15 @@ def _find(connection: psycopg.Connection, tenant_id: str, name: str, *, lock: bo
 
 
 def record(
-    connection: psycopg.Connection, tenant_id: str, name: str, verb: str, now: dt.datetime, facts: Mapping[str, Any]
+    connection: psycopg.Connection, tenant_id: str, name: str, verb: str, now: dt.datetime, facts: Mapping[str, Any],
+    *, tells: bool = True,
 ) -> int:
-    """Evidence and event of a change."""
+    """Evidence and event of a change; no event when only quiet deliveries made it (`Delivery.is_quiet`)."""
     token = f"{now.isoformat(timespec='microseconds')}-{random_source.token_hex(4)}"
     seq = ledger.append(connection, ledger.Entry(tenant_id, f"endpoint.{verb}", name, token, facts))
-    events.append(connection, events.Event(
-        tenant_id, f"endpoint.{verb}", name, token, {"endpoint": name, **facts}, evidence_seq=seq))
+    if tells:
+        events.append(connection, events.Event(
+            tenant_id, f"endpoint.{verb}", name, token, {"endpoint": name, **facts}, evidence_seq=seq))
     return seq
 
 

@@ -57,6 +57,7 @@ class Delivery:
         endpoint: name of an endpoint of the tenant.
         origin: what asked for it, e.g. the job.
         not_before: when the first attempt is due; at once without it.
+        is_quiet: what becomes of it is on record and no event, so that a message about deliveries causes none.
     """
 
     tenant_id: str
@@ -65,6 +66,7 @@ class Delivery:
     message: Message
     origin: str | None = None
     not_before: dt.datetime | None = None
+    is_quiet: bool = False
 
 
 class DeliveryState(enum.StrEnum):

@@ -26,8 +26,8 @@ def enqueue(connection: psycopg.Connection, *deliveries: Delivery, now: dt.datet
     """
     rows = as_json([
         {"number": number, "tenant_id": one.tenant_id, "delivery_key": one.key, "endpoint": one.endpoint,
-         "origin": one.origin, "message": asdict(one.message), "message_sha256": one.message.sha256,
-         "due": (one.not_before or now).isoformat()}
+         "origin": one.origin, "is_quiet": one.is_quiet, "message": asdict(one.message),
+         "message_sha256": one.message.sha256, "due": (one.not_before or now).isoformat()}
         for number, one in enumerate(deliveries)
     ])
     unknown = fetch(connection, _UNKNOWN_ENDPOINTS, (rows,))
@@ -117,11 +117,11 @@ where e.name is null order by 1, 2
 """
 _ENQUEUE = """
 insert into platform.delivery
-    (tenant_id, delivery_key, endpoint, origin, message, message_sha256, next_attempt_at, enqueued_at)
-select tenant_id, delivery_key, endpoint, origin, message, message_sha256, due, $2::timestamptz
+    (tenant_id, delivery_key, endpoint, origin, is_quiet, message, message_sha256, next_attempt_at, enqueued_at)
+select tenant_id, delivery_key, endpoint, origin, is_quiet, message, message_sha256, due, $2::timestamptz
 from jsonb_to_recordset($1::text::jsonb) as w (
-    number int, tenant_id text, delivery_key text, endpoint text, origin text, message jsonb, message_sha256 text,
-    due timestamptz)
+    number int, tenant_id text, delivery_key text, endpoint text, origin text, is_quiet boolean, message jsonb,
+    message_sha256 text, due timestamptz)
 order by number
 on conflict (tenant_id, delivery_key) do nothing
 """

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
 
+from barecount_assets.action_work import ActionWork
 from resources.action import jobs, templates
 from resources.action.model import JobState
-from resources.governance.actions import ActionRule
+from resources.governance.actions import ActionRule, ActionTemplate
 from resources.runtime import events
 from resources.runtime.database import Database, as_json, fetch
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -225,6 +228,39 @@ def test_a_rule_may_answer_failed_jobs_but_never_itself(settings: Settings, data
     for _ in range(4):
         world.advance()
     assert [job.rule for job in world.jobs()] == ["lost", "alarm"], "the alarm's own failure makes no event"
+
+
+def fits_any_event(world: World) -> World:
+    """The shipped template with a body that reads nothing of a KPI."""
+    document = json.loads(world.declarations.action_template("kpi_alert").model_dump_json(by_alias=True))
+    body = {"title": "{{ event.type }} of {{ event.subject }}", "text": "See the record."}
+    document["spec"] |= {"body": body, "recovery": body}
+    template = ActionTemplate.model_validate_json(json.dumps(document))
+    world.declarations = replace(world.declarations, action_templates={template.name: template})
+    return world
+
+
+def test_a_rule_may_answer_dead_letters_and_its_own_dead_letter_is_no_event(
+    settings: Settings, database: Database
+) -> None:
+    """The alarm goes to the endpoint that is broken: without care it would answer itself for ever."""
+    every_time = {"group_by": ["subject"], "group_wait": "1s", "group_interval": "1s"}
+    world = World.make(settings, database, rule(), rule(
+        "alarm", subject={"event": "delivery.dlq"}, condition="data.attempt >= 1", aggregate=every_time))
+    fits_any_event(world).publish()
+    world.receive_at("https://10.0.0.1")  # no tenant may go there: given up at once
+    world.happen(61)
+    work = ActionWork.of(world.environment, lambda: world.now)
+    for _ in range(5):
+        world.advance(minutes=1)
+        work.deliver()
+        world.settle()
+    assert [(job.rule, job.state) for job in world.jobs()] == [("too_high", "dlq"), ("alarm", "dlq")]
+    assert world.rows("select count(*) from platform.dead_letter") == [(2,)], "both are on record"
+    assert world.rows("select count(*) from platform.event where type = 'barecount.delivery.dlq'") == [(1,)]
+    kinds = [kind for (kind,) in world.rows(
+        "select kind from platform.evidence where subject = 'ops' and kind like 'delivery.%'")]
+    assert kinds == ["delivery.dlq", "delivery.dlq"]
 
 
 def test_one_tenant_reaches_nothing_of_another(world: World) -> None:

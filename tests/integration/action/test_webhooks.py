@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import standardwebhooks
 
-from resources.action.delivery import dead_letters, endpoints, schedule, verification
+from resources.action.delivery import claims, dead_letters, endpoints, queue, schedule, verification
 from resources.action.delivery.adapters import webhook
 from resources.action.delivery.adapters.base import Network
+from resources.action.delivery.model import Delivery, Message
 from resources.action.delivery.worker import Sender
 from resources.runtime import events
+from resources.runtime.database import fetch
 from resources.runtime.errors import BareCountError
 from resources.security.egress import EgressPolicy, Opening
 from resources.trust import ledger
@@ -352,8 +355,6 @@ def test_an_attempt_whose_worker_was_lost_gets_a_receipt_and_is_made_again(desk:
     with serving() as server:
         desk.webhook(server.url)
         desk.queue("job-1")
-        from resources.action.delivery import claims
-
         with desk.database.connect(autocommit=True) as connection:
             assert claims.claim(connection, "gone", desk.now, dt.timedelta(minutes=3), 10, {}, lambda place: 10)
         assert desk.work().attempts == 0
@@ -375,3 +376,35 @@ def test_what_is_no_signing_secret_is_refused_without_showing_it(value: str) -> 
     with pytest.raises(BareCountError, match="not a signing secret") as refused:
         webhook.sign(value, "msg_1", 0, b"")
     assert value not in str(refused.value)
+
+
+def test_the_health_of_an_endpoint_that_only_quiet_deliveries_met_is_on_record_and_no_event(desk: Desk) -> None:
+    with serving(answering(500)) as server:
+        desk.webhook(server.url)
+        content = Message("an endpoint is not well", "see `barecount actions endpoints list`")
+        with desk.database.transaction() as connection:
+            told = fetch(connection, "select count(*) from platform.event")
+            alarms = [Delivery("acme", f"alarm-{number}", "ops", content, is_quiet=True) for number in range(4)]
+            queue.enqueue(connection, *alarms, now=desk.now)
+        desk.work()
+    assert desk.state().health == "degraded"
+    with desk.database.connect(autocommit=True) as connection:
+        assert fetch(connection, "select count(*) from platform.evidence where kind = 'endpoint.degraded'") == [(1,)]
+        assert fetch(connection, "select count(*) from platform.event") == told
+
+
+def test_what_was_claimed_and_not_sent_is_due_as_before_and_costs_no_attempt_and_no_token(desk: Desk) -> None:
+    desk.webhook("https://hooks.acme.example/in", rate={"per_second": 1.0, "burst": 10})
+    desk.queue(*(f"k{number}" for number in range(6)))
+    with desk.database.connect(autocommit=True) as connection:
+        taken = claims.claim(connection, "w1", desk.now, dt.timedelta(minutes=3), 6, {}, lambda place: 6)
+        assert (len(taken), _tokens(connection)) == (6, 4.0)
+        claims.give_back(connection, "other", taken)
+        assert desk.delivery("k0").state == "running", "only its own"
+        claims.give_back(connection, "w1", taken)
+        row = desk.delivery("k0")
+        assert (row.state, row.attempts, row.next_attempt_at, _tokens(connection)) == ("queued", 0, desk.now, 10.0)
+
+
+def _tokens(connection: psycopg.Connection) -> float:
+    return fetch(connection, "select tokens from platform.endpoint")[0][0]

@@ -18,7 +18,7 @@ TAKEN, DOWN = Outcome(Result.DELIVERED, "HTTP 200", 200), Outcome(Result.UNAVAIL
 
 def claimed(number: int, endpoint: str = "hook") -> Claimed:
     return Claimed(number, "acme", f"k{number}", endpoint, "webhook", "hash", {}, Message("t", "x"), "sha", 1, 1,
-                   DeliveryState.QUEUED, Health(), NOW)
+                   DeliveryState.QUEUED, False, Health(), NOW)
 
 
 @contextmanager

@@ -54,13 +54,15 @@ create table platform.delivery_limit (
 );
 
 -- Deliveries. `failed` waits for its next attempt. Of a running one `next_attempt_at` is the end of the worker's lease:
--- then another worker takes it. `schedule_base` is the number of attempts made before the last replay.
+-- then another worker takes it. `schedule_base` is the number of attempts made before the last replay. What becomes of
+-- a quiet one is no event: it tells of events that deliveries cause, and would cause the next one.
 create table platform.delivery (
     delivery_id     bigint generated always as identity primary key,
     tenant_id       text not null references platform.tenant,
     delivery_key    text not null check (length(delivery_key) between 1 and 200),
     endpoint        text not null,
     origin          text,
+    is_quiet        boolean not null default false,
     message         jsonb not null,
     message_sha256  text not null,
     state           text not null default 'queued'
