@@ -1,5 +1,8 @@
 """Retention: raw partitions are deleted when everything declared lets them go, and evidence names what went.
 
+Until then their objects lie in the storage class that the manifest's `retention.raw_class` names, with the tenant's
+override. New objects are written into it; `tier` moves those that were written under another one.
+
 How long a partition is kept is the longer of two declarations: the raw contract's retention, and the manifest's
 `retention.raw_days` with the tenant's override. A legal hold keeps what it covers, whatever is declared.
 
@@ -10,10 +13,11 @@ after it. A crash in between leaves objects that the next `expire` deletes.
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from barecount_assets.stages.environment import StageEnvironment
+from resources.host.tenants import RawClass
 from resources.runners.stage import run_token
 from resources.runtime import events
 from resources.runtime.database import fetch
@@ -21,6 +25,8 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import retention
 from resources.storage.retention import Partition
 from resources.trust import ledger
+
+_CLASSES = get_args(RawClass)  # the readiest first
 
 
 @dataclass(frozen=True)
@@ -32,19 +38,41 @@ class Expired:
     evidence_seq: int | None = None
 
 
+@dataclass(frozen=True)
+class Tiered:
+    """Objects of a dataset that lay in another storage class than declared."""
+
+    tenant_id: str
+    dataset: str
+    raw_class: RawClass
+    keys: tuple[str, ...]
+    evidence_seq: int | None = None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """How a tenant's raw data of a dataset is kept: by the longest and the readiest of its pipelines' declarations."""
+
+    tenant_id: str
+    pipeline: str
+    dataset: str
+    days: int
+    raw_class: RawClass
+
+
 def expire(
     environment: StageEnvironment, now: dt.datetime, by: str, tenant_id: str | None = None,
     dataset: str | None = None, *, dry_run: bool = False,
 ) -> list[Expired]:
     """Delete every partition that is due at `now` and not held; says which, and which holds keep."""
     results = []
-    for tenant, pipeline, name, days in _declared(environment, tenant_id, dataset):
-        with environment.exclusive(tenant, pipeline) as connection:
-            for partition in retention.due(connection, tenant, name, days, now.date()):
+    for kept in _declared(environment, tenant_id, dataset):
+        with environment.exclusive(kept.tenant_id, kept.pipeline) as connection:
+            for partition in retention.due(connection, kept.tenant_id, kept.dataset, kept.days, now.date()):
                 if dry_run or partition.hold is not None:
-                    results.append(Expired(partition, days))
+                    results.append(Expired(partition, kept.days))
                 else:
-                    results.append(Expired(partition, days, _expire(connection, partition, days, by)))
+                    results.append(Expired(partition, kept.days, _expire(connection, partition, kept.days, by)))
     if not dry_run:
         with environment.database.connect(autocommit=True) as connection:
             gone = retention.expired_objects(connection, tenant_id)
@@ -53,8 +81,35 @@ def expire(
     return results
 
 
+def tier(
+    environment: StageEnvironment, by: str, tenant_id: str | None = None, dataset: str | None = None, *,
+    dry_run: bool = False,
+) -> list[Tiered]:
+    """Let every object lie in the storage class declared for its dataset; says where something had to move.
+
+    Bytes stay as they are, so this is on record once it is done; what a crash leaves, the next one moves.
+    """
+    results = []
+    for kept in _declared(environment, tenant_id, dataset):
+        with environment.exclusive(kept.tenant_id, kept.pipeline) as connection:
+            moved = [key for key in retention.objects(connection, kept.tenant_id, kept.dataset)
+                     if environment.raw_store.reclassify(key, kept.raw_class, dry_run=dry_run)]
+            if not moved:
+                continue
+            seq = None
+            if not dry_run:
+                with connection.transaction():
+                    seq, _ = _record(connection, kept.tenant_id, "raw.tiered", kept.dataset, kept.pipeline, {
+                        "raw_class": kept.raw_class, "by": by, "objects": len(moved), "keys": moved})
+            results.append(Tiered(kept.tenant_id, kept.dataset, kept.raw_class, tuple(moved), seq))
+    return results
+
+
 def forget(environment: StageEnvironment, pipeline: str, tenant_id: str, by: str, reason: str) -> int:
-    """Let expired batches count no longer, so that GDPs can be computed whole from what is left; returns how many."""
+    """Let expired batches count no longer, so that GDPs can be computed whole from what is left; returns how many.
+
+    What their units say stays known: a file that still lies at the source does not land again, a changed one does.
+    """
     _require_reason(reason)
     datasets = [source.dataset for source in environment.declarations.effective(pipeline, tenant_id).spec.sources]
     with environment.exclusive(tenant_id, pipeline) as connection, connection.transaction():
@@ -64,7 +119,6 @@ def forget(environment: StageEnvironment, pipeline: str, tenant_id: str, by: str
             batches = [{"source_id": row[1], "content_sha256": row[2]} for row in rows]
             _record(connection, tenant_id, "raw.forgotten", pipeline, pipeline,
                     {"by": by, "reason": reason, "batches": batches})
-            fetch(connection, "delete from platform.source_unit where batch_id = any($1::bigint[])", (ids,))
             fetch(connection, "update platform.raw_batch set is_current = false where batch_id = any($1::bigint[])",
                   (ids,))
             fetch(connection, "update platform.raw_expiry set forgotten = true where batch_id = any($1::bigint[])",
@@ -115,23 +169,23 @@ def release_hold(environment: StageEnvironment, hold_id: int, reason: str, by: s
         fetch(connection, _RELEASE_HOLD, (hold_id, held[0].tenant_id, reason, subject, token, by, seq))
 
 
-def _declared(
-    environment: StageEnvironment, tenant_id: str | None, dataset: str | None
-) -> list[tuple[str, str, str, int]]:
-    """(tenant, pipeline, dataset, days kept) of everything that lands; the longest, where pipelines share a dataset."""
+def _declared(environment: StageEnvironment, tenant_id: str | None, dataset: str | None) -> list[_Kept]:
+    """What is declared of everything that lands, once per tenant and dataset."""
     declared = environment.declarations
-    kept: dict[tuple[str, str], tuple[str, int]] = {}
+    found: dict[tuple[str, str], list[_Kept]] = {}
     for pipeline, manifest in declared.pipelines.items():
         for tenant in manifest.spec.tenants:
-            effective = declared.effective(pipeline, tenant)
-            for source in effective.spec.sources:
+            spec = declared.effective(pipeline, tenant).spec
+            for source in spec.sources:
                 if (tenant_id or tenant) == tenant and (dataset or source.dataset) == source.dataset:
                     contract = declared.contract(source.dataset, "raw").retention_days or 0
-                    days = max(effective.spec.retention.raw_days, contract)
-                    known = kept.get((tenant, source.dataset))
-                    kept[tenant, source.dataset] = max(known, (pipeline, days), key=lambda k: k[1]) if known else (
-                        pipeline, days)
-    return [(tenant, pipeline, name, days) for (tenant, name), (pipeline, days) in sorted(kept.items())]
+                    found.setdefault((tenant, source.dataset), []).append(_Kept(
+                        tenant, pipeline, source.dataset, max(spec.retention.raw_days, contract),
+                        spec.retention.raw_class))
+    return [
+        replace(max(each, key=lambda kept: kept.days), raw_class=min((k.raw_class for k in each), key=_CLASSES.index))
+        for _, each in sorted(found.items())
+    ]
 
 
 def _expire(connection: Any, partition: Partition, days: int, by: str) -> int:
@@ -153,7 +207,7 @@ def _record(
     head = fetch(connection, "select seq from platform.evidence_head where tenant_id = $1", (tenant_id,))[0][0]
     token = run_token(kind=kind, subject=subject, tenant=tenant_id, after=head)
     seq = ledger.append(connection, ledger.Entry(tenant_id, kind, subject, token, payload))
-    facts = {name: value for name, value in payload.items() if name != "batches"}
+    facts = {name: value for name, value in payload.items() if name not in ("batches", "keys")}
     events.append(connection, events.Event(tenant_id, kind, subject, token, facts, pipeline, seq, token))
     return seq, token
 

@@ -67,6 +67,27 @@ def expire(
 
 
 @command(app)
+def tier(
+    tenant: Tenant = None, dataset: Dataset = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False, by: By = None,
+    as_json: Json = False,
+) -> None:
+    """Let raw objects lie in the storage class that is declared for them now; their bytes stay as they are."""
+    from barecount_assets import retention
+
+    found = retention.tier(environment(), person(by), tenant, dataset, dry_run=dry_run)
+    if as_json:
+        output.print_json([{"tenant": item.tenant_id, "dataset": item.dataset, "raw_class": item.raw_class,
+                            "objects": len(item.keys), "evidence": item.evidence_seq} for item in found])
+        return
+    for item in found:
+        state = "would move" if dry_run else f"moved, evidence {item.evidence_seq}"
+        typer.echo(f"{item.tenant_id} {item.dataset}: {len(item.keys)} objects {state} to class {item.raw_class}")
+    if not found:
+        typer.echo("every object lies in its class")
+
+
+@command(app)
 def forget(
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
     tenant: Annotated[str, typer.Option("--tenant", help="Tenant id.")], reason: Why, by: By = None,

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from resources.governance.sources import AnySource, FileSource, Source, placeholders
 from resources.host.runner_catalog import NetworkProfile, RunnerClassName, SizeName
-from resources.host.tenants import PipelineOverride
+from resources.host.tenants import PipelineOverride, RawClass
 from resources.runtime.declared import (
     Cron,
     Declared,
@@ -109,7 +109,7 @@ class Slos(Declared):
 class Retention(Declared):
     """Storage class of raw batches and days they are kept."""
 
-    raw_class: Literal["standard", "infrequent", "archive"]
+    raw_class: RawClass
     raw_days: int = Field(ge=1)
 
 

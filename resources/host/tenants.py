@@ -98,10 +98,14 @@ class ScheduleOverride(Declared):
     timezone: TimeZone | None = None
 
 
+RawClass = Literal["standard", "infrequent", "archive"]
+"""How often raw objects are expected to be read: what a store charges for keeping and for reading them follows."""
+
+
 class RetentionOverride(Declared):
     """Parts of a pipeline's retention to replace."""
 
-    raw_class: Literal["standard", "infrequent", "archive"] | None = None
+    raw_class: RawClass | None = None
     raw_days: int | None = Field(default=None, ge=1)
 
 

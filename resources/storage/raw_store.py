@@ -4,6 +4,9 @@ An object's key is `tenant=<t>/dataset=<d>/load_date=<date>/run=<token>/<sha256>
 object's own bytes. Writing a key that exists is refused unless the bytes are the same, which is how a run that was
 killed after the write and before the commit finds its own object again. Objects are never replaced or changed.
 
+In S3 an object lies in the storage class of its declared `raw_class` (`S3_CLASSES`), all of which are read at once; a
+folder has one class.
+
 Row groups have a fixed number of rows whatever the batches handed in, and how a column is encoded depends on the rows
 of the first of them, so the same rows give the same bytes with the same Parquet writer.
 """
@@ -14,7 +17,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from resources.host.tenants import RawClass
 from resources.runtime.errors import BareCountError, ErrorCode
 
 ROW_GROUP_ROWS = 131_072
@@ -32,6 +36,9 @@ _CHUNK = 1 << 20
 _UNFINISHED = ".parquet.tmp"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota, limit of the process
 _LONGEST_INTEGER_DECIMAL = 18  # digits that 64 bits hold
+S3_CLASSES: Mapping[RawClass, str] = {
+    "standard": "STANDARD", "infrequent": "STANDARD_IA", "archive": "GLACIER_IR",
+}  # fmt: skip
 _ROWS_PER_DICTIONARY_VALUE = 8  # fewer make a dictionary cost more time and space than it saves
 
 
@@ -51,7 +58,7 @@ class Backend(Protocol):
     def scratch_dir(self) -> Path:
         """A local folder for objects being written, on the same file system where that matters."""
 
-    def put(self, local: Path, key: str, sha256: str) -> None:
+    def put(self, local: Path, key: str, sha256: str, raw_class: RawClass) -> None:
         """Move a finished local file to `key`; refuse to replace other content."""
 
     def open(self, key: str) -> pa.NativeFile:
@@ -59,6 +66,9 @@ class Backend(Protocol):
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
+
+    def reclassify(self, key: str, raw_class: RawClass, *, dry_run: bool) -> bool:
+        """See `RawStore.reclassify`."""
 
 
 class RawStore:
@@ -68,9 +78,9 @@ class RawStore:
         self.location = location
         self._backend: Backend = _S3(location) if location.startswith("s3://") else _Folder(Path(location))
 
-    def writer(self, prefix: str, schema: pa.Schema) -> ObjectWriter:
+    def writer(self, prefix: str, schema: pa.Schema, raw_class: RawClass = "standard") -> ObjectWriter:
         """Begin an object below `prefix` (see `prefix_of`)."""
-        return ObjectWriter(self._backend, prefix, schema)
+        return ObjectWriter(self._backend, prefix, schema, raw_class)
 
     def read(self, key: str) -> Iterator[pa.RecordBatch]:
         """Stream an object's rows.
@@ -99,6 +109,15 @@ class RawStore:
                 digest.update(chunk)
         return digest.hexdigest()
 
+    def reclassify(self, key: str, raw_class: RawClass, *, dry_run: bool = False) -> bool:
+        """Let an object lie in a storage class; False when it does already, is gone, or the store has but one.
+
+        Its bytes stay as they are.
+
+        Raises:
+            BareCountError: store.unavailable.
+        """
+        return self._backend.reclassify(key, raw_class, dry_run=dry_run)
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there: retention alone does.
@@ -118,8 +137,8 @@ def prefix_of(tenant_id: str, dataset: str, load_date: str, run_token: str) -> s
 class ObjectWriter:
     """One object in the making: nothing is visible before `finish`, nothing is left behind without it."""
 
-    def __init__(self, backend: Backend, prefix: str, schema: pa.Schema) -> None:
-        self._backend, self._prefix, self._schema = backend, prefix, schema
+    def __init__(self, backend: Backend, prefix: str, schema: pa.Schema, raw_class: RawClass) -> None:
+        self._backend, self._prefix, self._schema, self._raw_class = backend, prefix, schema, raw_class
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self._path: Path | None = None
@@ -157,7 +176,7 @@ class ObjectWriter:
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
                 os.fsync(written.fileno())
             key = f"{self._prefix}/{digest}.parquet"
-            self._backend.put(self._path, key, digest)
+            self._backend.put(self._path, key, digest, self._raw_class)
         return StoredObject(key, digest, size, self.rows)
 
     def discard(self) -> None:
@@ -224,7 +243,7 @@ class _Folder:
                     left.unlink(missing_ok=True)
         return scratch
 
-    def put(self, local: Path, key: str, sha256: str) -> None:
+    def put(self, local: Path, key: str, sha256: str, raw_class: RawClass) -> None:
         target = self._root / key
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -239,6 +258,9 @@ class _Folder:
 
     def open(self, key: str) -> pa.NativeFile:
         return pa.OSFile(str(self._root / key), "rb")
+
+    def reclassify(self, key: str, raw_class: RawClass, *, dry_run: bool) -> bool:
+        return False
 
     def delete(self, key: str) -> None:
         path = self._root / key
@@ -260,13 +282,14 @@ class _S3:
     def scratch_dir(self) -> Path:
         return Path(tempfile.gettempdir())
 
-    def put(self, local: Path, key: str, sha256: str) -> None:
+    def put(self, local: Path, key: str, sha256: str, raw_class: RawClass) -> None:
         from botocore.exceptions import ClientError
 
         try:
             with local.open("rb") as body:
                 self._client().put_object(
-                    Bucket=self._bucket, Key=self._key(key), Body=body, IfNoneMatch="*", Metadata={"sha256": sha256}
+                    Bucket=self._bucket, Key=self._key(key), Body=body, IfNoneMatch="*", Metadata={"sha256": sha256},
+                    StorageClass=S3_CLASSES[raw_class],
                 )
         except ClientError as error:
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
@@ -292,6 +315,22 @@ class _S3:
             spool.write(chunk)
         spool.seek(0)
         return pa.PythonFile(spool, "r")
+
+    def reclassify(self, key: str, raw_class: RawClass, *, dry_run: bool) -> bool:
+        from botocore.exceptions import ClientError
+
+        place = {"Bucket": self._bucket, "Key": self._key(key)}
+        try:
+            found = self._client().head_object(**place).get("StorageClass", "STANDARD")  # which S3 leaves out
+            if found == S3_CLASSES[raw_class]:
+                return False
+            if not dry_run:  # `copy` takes the metadata along, and copies large objects in parts
+                self._client().copy(place, **place, ExtraArgs={"StorageClass": S3_CLASSES[raw_class]})
+        except ClientError as error:
+            if error.response["Error"]["Code"] in {"NoSuchKey", "404"}:
+                return False
+            raise self._unavailable(error) from error
+        return True
 
     def delete(self, key: str) -> None:
         from botocore.exceptions import ClientError

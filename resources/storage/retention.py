@@ -123,6 +123,11 @@ def expired_objects(connection: psycopg.Connection, tenant_id: str | None) -> li
     return [key for row in rows for key in row if key]
 
 
+def objects(connection: psycopg.Connection, tenant_id: str, dataset: str) -> list[str]:
+    """Keys of all objects of a dataset that are there."""
+    return [key for row in fetch(connection, _KEPT, (tenant_id, dataset)) for key in row if key]
+
+
 def holds(connection: psycopg.Connection, tenant_id: str | None, *, released: bool) -> list[Hold]:
     """Legal holds, oldest first; those in force only, unless `released` ones are asked for too."""
     return [Hold(**row) for row in fetch_dicts(connection, _HOLDS, (tenant_id, released))]
@@ -159,6 +164,12 @@ _OBJECTS = """
 select b.object_key, b.quarantine_key
 from platform.raw_expiry e join platform.raw_batch b on b.batch_id = e.batch_id
 where $1::text is null or b.tenant_id = $1 order by b.batch_id
+"""
+_KEPT = """
+select b.object_key, b.quarantine_key from platform.raw_batch b
+where b.tenant_id = $1 and b.dataset = $2
+    and not exists (select from platform.raw_expiry e where e.batch_id = b.batch_id)
+order by b.batch_id
 """
 _HOLDS = """
 select h.hold_id, h.tenant_id, h.dataset, h.first_day, h.last_day, h.reason, h.added_by, h.added_at, r.released_by,

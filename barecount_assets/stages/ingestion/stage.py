@@ -47,11 +47,12 @@ from resources.runtime.database import as_json, fetch, fetch_dicts, unavailable_
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import SOFTWARE_VERSION
 from resources.storage import raw_tables
-from resources.storage.raw_store import ObjectWriter, StoredObject, prefix_of
+from resources.storage.raw_store import ObjectWriter, RawStore, StoredObject, prefix_of
 from resources.trust import ledger
 
 if TYPE_CHECKING:
     from resources.governance.sources import AnySource
+    from resources.host.tenants import RawClass
 
 _NOT_IN_EVIDENCE = {"batch_id", "is_current", "run_token", "observed_names", "replay_of", "supersedes"}
 _QUEUE_BATCHES = 2
@@ -131,6 +132,7 @@ class Landing:
         self._replay = replay
         self._environment, self._spec, self._connector = environment, spec, connector
         self._extraction, self._raw, self._manifest_hash = extraction, raw, manifest_hash
+        self._raw_class = environment.declarations.effective(spec.pipeline, spec.tenant_id).spec.retention.raw_class
         self._schema = sources.extractor_schema(extraction)
         self._rules = ContractRules(raw)
         self._arrow: Any = None
@@ -178,17 +180,21 @@ class Landing:
         return relanded, len(due)
 
     def _known(self, connection: psycopg.Connection, unit: Unit, content_sha256: str) -> dict[str, Any] | None:
-        """The batch with this content of the unit's day; `is_said` tells whether it is what the unit says now."""
+        """The batch with this content of the unit's day; `is_said` tells whether it is what the unit says now.
+
+        Of one whose rows expired only the unit that says it is told: for any other its content is not there any more.
+        """
         rows = fetch_dicts(
-            connection,
-            "select b.*, exists (select from platform.source_unit u where u.tenant_id = b.tenant_id "
-            "and u.dataset = b.dataset and u.source_id = $5 and u.batch_id = b.batch_id) as is_said "
-            "from platform.raw_batch b where b.tenant_id = $1 and b.dataset = $2 "
-            "and b.partition_date is not distinct from $3::date and b.content_sha256 = $4 "
-            "order by b.batch_id desc limit 1",
+            connection, _KNOWN,
             (self._spec.tenant_id, self._raw.dataset, unit.partition_date, content_sha256, unit.source_id),
         )
         return rows[0] if rows else None
+
+    def _expired(self, connection: Any, unit: Unit, content_sha256: str) -> list[int]:
+        """Batches with this content of the unit's day whose rows expired: one that lands now takes their place."""
+        return [number for (number,) in fetch(
+            connection, _EXPIRED, (self._spec.tenant_id, self._raw.dataset, str(unit.partition_date or "") or None,
+                                   content_sha256))]
 
     def _recognise(self, connection: psycopg.Connection, unit: Unit, batch: dict[str, Any]) -> _Landed:
         """Known content is what the unit says already, or comes again: as a copy, or back from an earlier state."""
@@ -225,6 +231,8 @@ class Landing:
             "partition_date": unit.partition_date and unit.partition_date.isoformat(),
             "contracts": [self._extraction.hash, self._raw.hash],
         }
+        if unit.sha256 and (expired := self._expired(connection, unit, unit.sha256)):
+            identity["expired_before"] = len(expired)  # its object has a name of its own: the old one's is deleted
         # A stream has no digest before it is read; its content is then that of its object.
         object_token = run_token(**identity, content=unit.sha256 or unit.cursor or load_date)
         prefix = prefix_of(spec.tenant_id, dataset, load_date, object_token)
@@ -232,8 +240,8 @@ class Landing:
         try:
             with ExitStack() as stack:
                 batch_id = fetch(self._arrow, "select nextval('platform.raw_batch_batch_id_seq')")[0][0]
-                accepted = stack.enter_context(store.writer(prefix, self._schema.arrow))
-                quarantine = stack.enter_context(_Quarantine(store, prefix))
+                accepted = stack.enter_context(store.writer(prefix, self._schema.arrow, self._raw_class))
+                quarantine = stack.enter_context(_Quarantine(store, prefix, self._raw_class))
                 feed = stack.enter_context(_Feed(batches, self._rules, accepted, quarantine))
                 with self._arrow.cursor() as cursor:
                     raw_tables.append(cursor, self._raw.dataset, spec.tenant_id, batch_id, feed, self._schema.arrow)
@@ -289,7 +297,9 @@ class Landing:
             "extraction_version": self._extraction.version, "contract_version": self._raw.version,
             "contract_hash": self._raw.hash, "software_version": SOFTWARE_VERSION,
             "drift": [change.to_json() for change in changes] or None, "run_token": token,
-            "supersedes": supersedes and supersedes.batch_id, "observed_names": list(observed.names),
+            "supersedes": supersedes.batch_id if supersedes else max(
+                self._expired(self._arrow, unit, content), default=None),
+            "observed_names": list(observed.names),
             "replay_of": unit.options.get("replay_of"),
         }
         subject = f"{self._raw.dataset}/{unit.source_id}"
@@ -329,8 +339,8 @@ class Landing:
 class _Quarantine:
     """Refused records of one unit, spilled to an object of their own so that memory stays bounded."""
 
-    def __init__(self, store: Any, prefix: str) -> None:
-        self._store, self._prefix = store, prefix
+    def __init__(self, store: RawStore, prefix: str, raw_class: RawClass) -> None:
+        self._store, self._prefix, self._raw_class = store, prefix, raw_class
         self._writer: ObjectWriter | None = None
         self.rows = 0
 
@@ -345,7 +355,7 @@ class _Quarantine:
         if rejects.num_rows == 0:
             return
         if self._writer is None:
-            self._writer = self._store.writer(f"{self._prefix}/quarantine", REJECT_SCHEMA)
+            self._writer = self._store.writer(f"{self._prefix}/quarantine", REJECT_SCHEMA, self._raw_class)
         self._writer.write(rejects)
         self.rows += rejects.num_rows
 
@@ -580,6 +590,25 @@ def _days_marked(connection: psycopg.Connection, spec: StageSpec, dated: bool, w
     return marked == (window.end - window.start).days + 1
 
 
+_KNOWN = """
+select * from (
+    select b.*, exists (
+        select from platform.source_unit u
+        where u.tenant_id = b.tenant_id and u.dataset = b.dataset and u.source_id = $5 and u.batch_id = b.batch_id
+    ) as is_said
+    from platform.raw_batch b
+    where b.tenant_id = $1 and b.dataset = $2 and b.partition_date is not distinct from $3::date
+        and b.content_sha256 = $4
+) known
+where is_said or not exists (select from platform.raw_expiry e where e.batch_id = known.batch_id)
+order by is_said desc, batch_id desc limit 1
+"""
+_EXPIRED = """
+select b.batch_id from platform.raw_batch b join platform.raw_expiry e on e.batch_id = b.batch_id
+where b.tenant_id = $1 and b.dataset = $2 and b.partition_date is not distinct from $3::text::date
+    and b.content_sha256 = $4
+order by 1
+"""
 _POINT = """
 insert into platform.source_unit (tenant_id, dataset, source_id, batch_id) values ($1, $2, $3, $4)
 on conflict (tenant_id, dataset, source_id) do update set batch_id = excluded.batch_id

@@ -126,6 +126,28 @@ def test_s3_keeps_the_same_promises(bucket) -> None:
     assert refused.value.code is ErrorCode.STORE_CONFLICT
 
 
+def test_objects_lie_in_the_storage_class_that_is_declared_and_move_without_a_change(bucket, tmp_path: Path) -> None:
+    store = RawStore("s3://raw/prefix")
+    with store.writer(PREFIX, SCHEMA, "archive") as writer:
+        writer.write(rows(1, 2))
+        stored = writer.finish()
+
+    def found() -> tuple[str | None, str | None]:
+        head = bucket.head_object(Bucket="raw", Key=f"prefix/{stored.key}")
+        return head.get("StorageClass"), head["Metadata"].get("sha256")
+
+    assert found() == ("GLACIER_IR", stored.sha256)
+    assert store.sha256(stored.key) == stored.sha256, "readable at once, as every class is"
+    assert not store.reclassify(stored.key, "archive")
+    assert store.reclassify(stored.key, "infrequent", dry_run=True) and found()[0] == "GLACIER_IR"
+    assert store.reclassify(stored.key, "infrequent") and found() == ("STANDARD_IA", stored.sha256)
+    assert store.reclassify(stored.key, "standard") and not store.reclassify(stored.key, "standard")
+    assert store.sha256(stored.key) == stored.sha256
+    assert not store.reclassify(stored.key + "x", "archive"), "there is nothing to move"
+    folder = RawStore(str(tmp_path))
+    assert not folder.reclassify(store_rows(folder, rows(1)).key, "archive"), "a folder has one class"
+
+
 def test_a_missing_bucket_is_a_clear_error(bucket) -> None:
     with pytest.raises(BareCountError) as unavailable:
         store_rows(RawStore("s3://nowhere"), rows(1))
