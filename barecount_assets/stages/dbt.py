@@ -2,6 +2,9 @@
 
 dbt keeps global state, so invocations are serialised. The parsed manifest is reused between them: models read their
 variables when they are executed, never when they are parsed, which is what makes that safe.
+
+dbt runs models in PostgreSQL alone. For another engine it compiles them (`plan`), then versions and tests the rows
+which that engine computed (`merge`): see `engines`.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ from psycopg.conninfo import conninfo_to_dict
 
 from barecount_assets.stages.environment import StageEnvironment
 from resources.runners.facade import Progress
-from resources.runtime.database import PLATFORM_ROLE, lost_connection
+from resources.runtime.database import PLATFORM_ROLE, lost_connection, unavailable_as_error
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings, code_version
 
 _lock = threading.Lock()
-_manifests: dict[tuple[str, str, str], Any] = {}
+_manifests: dict[tuple[str, ...], Any] = {}
+_WAREHOUSE = "postgres"
+_COMPUTED = "{{ computed_rows() }}"
+_COMPILE = ("compile", "--no-introspect", "--no-populate-cache", "--indirect-selection", "empty")
 _LOST = ("server closed the connection", "connection to server", "terminating connection", "Connection refused",
          "could not connect", "connection already closed", "the database system is")
 
@@ -45,6 +51,31 @@ class NodeResult:
         return self.status in {"success", "pass", "warn", "skipped"}
 
 
+@dataclass(frozen=True)
+class Relation:
+    """A table or view that a model reads, by schema and name."""
+
+    schema: str
+    name: str
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model, compiled for an engine.
+
+    Attributes:
+        sql: a select of its rows, in the engine's dialect.
+        columns: (name, declared PostgreSQL type), in order.
+        reads: the relations that the select reads.
+    """
+
+    name: str
+    schema: str
+    sql: str
+    columns: tuple[tuple[str, str], ...]
+    reads: tuple[Relation, ...]
+
+
 def build(
     environment: StageEnvironment, select: Sequence[str], variables: Mapping[str, Any], progress: Progress,
     scratch: str | None = None,
@@ -57,27 +88,63 @@ def build(
     Raises:
         BareCountError: transform.failed with the first failing node; database.unavailable when the server went away.
     """
-    from dbt.cli.main import dbtRunner
-
     with _lock, _profile(environment):
         manifest = _parsed(environment.settings)
         if scratch is not None:
             _relocate(manifest, scratch)
-        watcher = _Watcher(progress)
-        runner = dbtRunner(manifest=manifest, callbacks=[watcher])
         verb = ["run"] if scratch else ["build", "--exclude-resource-type", "unit_test"]
-        outcome = runner.invoke(
-            [*verb, *_flags(environment.settings), "--select", *select, "--vars", json.dumps(variables)]
-        )
+        return _run(environment.settings, manifest, verb, select, variables, progress)
+
+
+def merge(
+    environment: StageEnvironment, select: Sequence[str], variables: Mapping[str, Any], progress: Progress,
+    tests_of: Sequence[str] = (),
+) -> list[NodeResult]:
+    """Run the selected models with the rows an engine computed in place of their own SQL, and the data tests of others.
+
+    Raises:
+        BareCountError: as `build`.
+    """
+    with _lock, _profile(environment):
+        manifest = _parsed(environment.settings, computed=True)
+        if not tests_of:
+            return _run(environment.settings, manifest, ["run"], select, variables, progress)
+        return _run(environment.settings, manifest, ["build", "--exclude-resource-type", "unit_test"],
+                    [*select, *_tests_of(manifest, tests_of)], variables, progress)
+
+
+def plan(
+    settings: Settings, target: str, select: Sequence[str], variables: Mapping[str, Any]
+) -> list[list[PlannedModel]]:
+    """The selected models, compiled for a target, in an order in which each is after those it reads.
+
+    Models of one inner list do not read each other. Needs no database.
+
+    Raises:
+        BareCountError: transform.failed when a model does not compile.
+    """
+    from dbt.cli.main import dbtRunner
+
+    with _lock:
+        manifest = _parsed(settings, target)
+        outcome = dbtRunner(manifest=manifest).invoke(
+            [*_COMPILE, *_flags(settings, target), "--select", *select,
+             "--vars", json.dumps(variables)])
     if outcome.exception is not None:
-        raise _failure("dbt", str(outcome.exception))
-    # Nodes finish in any order on dbt's threads; a receipt of the same work must be the same.
-    results = sorted((_node_result(result) for result in outcome.result), key=lambda r: (r.kind, r.name))
-    # A skipped node only follows from one that failed: name the cause, not the consequence.
-    failed = next((r for r in results if not r.passed), None)
-    if failed is not None:
-        raise _failure(f"{failed.kind} {failed.name}", failed.message or failed.status)
-    return results
+        raise _failure("dbt compile", str(outcome.exception))
+    models = {}
+    for result in outcome.result:
+        if result.node.compiled_code is None or str(result.status) == "error":
+            raise _failure(f"model {result.node.name} on {target}", result.message or "it does not compile")
+        models[result.node.unique_id] = result.node
+    waiting = {key: {k for k in node.depends_on.nodes if k in models} for key, node in models.items()}
+    levels = []
+    while waiting:
+        ready = sorted(key for key, needs in waiting.items() if not needs & waiting.keys())
+        levels.append([_planned(manifest, models[key]) for key in ready])
+        for key in ready:
+            del waiting[key]
+    return levels
 
 
 def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, str]:
@@ -90,15 +157,47 @@ def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, str]
 
     with _lock:
         outcome = dbtRunner(manifest=_parsed(settings)).invoke(
-            ["compile", *_flags(settings), "--no-introspect", "--no-populate-cache",
-             "--select", "resource_type:model", "--indirect-selection", "empty", "--vars", json.dumps(variables)]
-        )
+            [*_COMPILE, *_flags(settings), "--select", "resource_type:model", "--vars", json.dumps(variables)])
     if outcome.exception is not None and outcome.result is None:
         raise _failure("dbt compile", str(outcome.exception))
     return {r.node.name: r.node.compiled_code for r in outcome.result if r.node.compiled_code is not None}
 
 
-def _flags(settings: Settings) -> list[str]:
+def _run(
+    settings: Settings, manifest: Any, verb: Sequence[str], select: Sequence[str], variables: Mapping[str, Any],
+    progress: Progress,
+) -> list[NodeResult]:
+    from dbt.cli.main import dbtRunner
+
+    outcome = dbtRunner(manifest=manifest, callbacks=[_Watcher(progress)]).invoke(
+        [*verb, *_flags(settings), "--select", *select, "--vars", json.dumps(variables)])
+    if outcome.exception is not None:
+        raise _failure("dbt", str(outcome.exception))
+    # Nodes finish in any order on dbt's threads; a receipt of the same work must be the same.
+    results = sorted((_node_result(result) for result in outcome.result), key=lambda r: (r.kind, r.name))
+    # A skipped node only follows from one that failed: name the cause, not the consequence.
+    failed = next((r for r in results if not r.passed), None)
+    if failed is not None:
+        raise _failure(f"{failed.kind} {failed.name}", failed.message or failed.status)
+    return results
+
+
+def _tests_of(manifest: Any, models: Sequence[str]) -> list[str]:
+    """Names of the data tests that look at any of the models."""
+    wanted = {key for key, node in manifest.nodes.items() if node.resource_type == "model" and node.name in models}
+    return sorted(node.name for node in manifest.nodes.values()
+                  if node.resource_type == "test" and wanted & set(node.depends_on.nodes))
+
+
+def _planned(manifest: Any, node: Any) -> PlannedModel:
+    inputs = [manifest.sources.get(key) or manifest.nodes[key] for key in node.depends_on.nodes]
+    return PlannedModel(
+        node.name, node.schema, node.compiled_code,
+        tuple((column.name, column.data_type) for column in node.columns.values()),
+        tuple(sorted({Relation(i.schema, i.identifier) for i in inputs}, key=lambda r: (r.schema, r.name))))
+
+
+def _flags(settings: Settings, target: str = _WAREHOUSE) -> list[str]:
     project = str(settings.project_dir / "dbt_project")
     data = settings.data_dir
     return [
@@ -106,8 +205,10 @@ def _flags(settings: Settings) -> list[str]:
         project,
         "--profiles-dir",
         project,
+        "--target",
+        target,
         "--target-path",
-        str(data / "dbt"),
+        str(data / ("dbt" if target == _WAREHOUSE else f"dbt-{target}")),
         "--log-path",
         str(data / "logs"),
         "--quiet",
@@ -123,17 +224,26 @@ def _flags(settings: Settings) -> list[str]:
     ]
 
 
-def _parsed(settings: Settings) -> Any:
+def _parsed(settings: Settings, target: str = _WAREHOUSE, *, computed: bool = False) -> Any:
+    """The parsed project; with `computed` every model selects the rows that an engine computed for it."""
     from dbt.cli.main import dbtRunner
 
     # The database is part of what is parsed; compiling without one must not leave its manifest to a build.
-    key = (str(settings.data_dir), code_version(settings.project_dir), os.environ.get("DBT_DBNAME", ""))
+    key = (str(settings.data_dir), code_version(settings.project_dir), os.environ.get("DBT_DBNAME", ""), target)
     if key not in _manifests:
-        outcome = dbtRunner().invoke(["parse", *_flags(settings)])
+        outcome = dbtRunner().invoke(["parse", *_flags(settings, target)])
         if outcome.exception is not None or not outcome.success:
             raise _failure("dbt parse", str(outcome.exception))
         _manifests[key] = outcome.result
-    return _manifests[key]
+    if not computed:
+        return _manifests[key]
+    if (*key, _COMPUTED) not in _manifests:
+        manifest = _manifests[key].deepcopy()
+        for node in manifest.nodes.values():
+            if node.resource_type == "model":
+                node.raw_code = _COMPUTED
+        _manifests[*key, _COMPUTED] = manifest
+    return _manifests[*key, _COMPUTED]
 
 
 def _relocate(manifest: Any, schema: str) -> None:
@@ -166,6 +276,22 @@ def _profile(environment: StageEnvironment) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside, as the failure of a model.
+
+    Raises:
+        BareCountError: transform.failed; an error that is one already as it is; a lost database as itself.
+    """
+    try:
+        with unavailable_as_error():
+            yield
+    except BareCountError:
+        raise
+    except Exception as error:
+        raise _failure(what, str(error)) from error
 
 
 class _Watcher:

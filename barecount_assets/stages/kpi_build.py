@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from barecount_assets.stages import dbt, gates, history, lineage
+from barecount_assets.stages import dbt, engines, gates, history, lineage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.gates import GateResult
 from barecount_assets.stages.normalization import test_outcomes
@@ -73,7 +73,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             "currency": tenant.spec.currency,
         }
         with environment.building(connection, spec.pipeline):
-            results = dbt.build(environment, [kpi.name for kpi in kpis], variables, progress)
+            results = engines.build(environment, manifest.spec.transforms.engine, spec.tenant_id, spec.pipeline,
+                                    [kpi.name for kpi in kpis], variables, progress)
         progress("gates", 0, len(kpis))
         decided = gates.decide(connection, environment, spec, manifest, kpis, progress)
         with connection.transaction():
@@ -97,12 +98,13 @@ def _commit(
         *test_outcomes(results),
         *(CheckOutcome(gate.gate, gate.kpi, gate.passed, True, gate.summary, gate.details) for gate in decided),
     )
+    engine = engines.identity(manifest.spec.transforms.engine, connection)
     receipt = StageReceipt(
         stage=Stage.KPI_BUILD, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,
         counts={"rows": sum(o.rows for o in outputs), "gates": len(decided),
                 "gates_failed": sum(not gate.passed for gate in decided)},
         outputs=tuple(outputs), checks=checks,
-        facts={"run_id": gdp.run_id, "periods": "all" if periods == "all" else "changed"},
+        facts={"run_id": gdp.run_id, "periods": "all" if periods == "all" else "changed", "engine": engine["name"]},
     )
     from resources.runners.stage import run_token
 
@@ -117,7 +119,7 @@ def _commit(
             "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
             "kpis": {kpi.name: {"version": kpi.metadata.version, "hash": kpi.hash} for kpi in kpis},
             "calendar": definition["calendar"], "manifest_hash": manifest.hash,
-            "code_version": environment.code_version,
+            "code_version": environment.code_version, "engine": engine,
         },
         artefact=environment.artefact,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from barecount_assets.stages import dbt, history, lineage, quarantine_life
+from barecount_assets.stages import dbt, engines, history, lineage, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import drift_register
 from resources.governance.manifests import Pipeline
@@ -82,7 +82,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         selected = [*models, *(f"{model}__rejected" for model in models)]
         # The tables of rejected records hold one tenant's at a time: they are read before another tenant builds.
         with environment.building(connection, spec.pipeline):
-            results = dbt.build(environment, selected, variables, progress)
+            results = engines.build(environment, manifest.spec.transforms.engine, spec.tenant_id, spec.pipeline,
+                                    selected, variables, progress)
             with connection.transaction():
                 return _commit(connection, spec, environment, manifest, token, run_id, identity, definition, batches,
                                held, results, scope)
@@ -103,10 +104,12 @@ def _commit(
         quarantine_life.settle_accepted(
             connection, spec.tenant_id, spec.pipeline, manifest.spec.transforms.gdp, token, run_id)
     fetch(connection, _INCLUDE, (spec.tenant_id, spec.pipeline, run_id, [b["batch_id"] for b in batches]))
+    engine = engines.identity(manifest.spec.transforms.engine, connection)
     receipt = StageReceipt(
         stage=Stage.NORMALIZATION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,
         counts={"batches": len(batches), "rows": sum(o.rows for o in outputs), "quarantined": quarantined},
-        outputs=tuple(outputs), checks=test_outcomes(results), facts={"run_id": run_id, "scope": scope},
+        outputs=tuple(outputs), checks=test_outcomes(results),
+        facts={"run_id": run_id, "scope": scope, "engine": engine["name"]},
     )
     gold = {m: environment.declarations.contract(f"{spec.pipeline}.{m}", "gold").version
             for m in manifest.spec.transforms.gdp}
@@ -118,7 +121,7 @@ def _commit(
             "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
             "quarantined": quarantined, "contracts": gold, "manifest_hash": manifest.hash,
             "manifest_version": manifest.metadata.version, "code_version": environment.code_version,
-            "held": [str(day or "undated") for day in held],
+            "engine": engine, "held": [str(day or "undated") for day in held],
             "tests": {"passed": sum(r.kind == "test" and r.passed for r in results)},
         },
         artefact=environment.artefact,

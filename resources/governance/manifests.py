@@ -46,9 +46,12 @@ class Partitions(Declared):
 
 
 class Transforms(Declared):
-    """The models that build GDPs (dbt model names), and whether they need the tenant's calendar table."""
+    """The models that build GDPs (dbt model names), and whether they need the tenant's calendar table.
 
-    engine: Literal["postgres"]
+    `engine` computes GDPs and KPIs; every engine gives the same rows, and PostgreSQL keeps them.
+    """
+
+    engine: Literal["postgres", "duckdb"] = "postgres"
     calendar: bool
     gdp: tuple[Name, ...] = Field(min_length=1)
 

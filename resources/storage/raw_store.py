@@ -64,6 +64,9 @@ class Backend(Protocol):
     def open(self, key: str) -> pa.NativeFile:
         """Open for reading; source.not_found semantics are those of `RawStore`."""
 
+    def local_file(self, key: str, folder: Path) -> Path:
+        """An object's own file, or a copy of it in `folder`."""
+
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
 
@@ -118,6 +121,10 @@ class RawStore:
             BareCountError: store.unavailable.
         """
         return self._backend.reclassify(key, raw_class, dry_run=dry_run)
+
+    def local_file(self, key: str, folder: Path) -> Path:
+        """An object as a file that others can read: where it lies, or a copy in `folder`."""
+        return self._backend.local_file(key, folder)
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there: retention alone does.
@@ -262,6 +269,9 @@ class _Folder:
     def reclassify(self, key: str, raw_class: RawClass, *, dry_run: bool) -> bool:
         return False
 
+    def local_file(self, key: str, folder: Path) -> Path:
+        return self._root / key
+
     def delete(self, key: str) -> None:
         path = self._root / key
         path.unlink(missing_ok=True)
@@ -331,6 +341,13 @@ class _S3:
                 return False
             raise self._unavailable(error) from error
         return True
+
+    def local_file(self, key: str, folder: Path) -> Path:
+        copy = folder / key.rpartition("/")[2]
+        with self.open(key) as source, copy.open("wb") as target:
+            while chunk := source.read(_CHUNK):
+                target.write(chunk)
+        return copy
 
     def delete(self, key: str) -> None:
         from botocore.exceptions import ClientError

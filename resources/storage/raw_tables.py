@@ -18,7 +18,7 @@ from resources.runtime.database import fetch
 from resources.runtime.errors import BareCountError, ErrorCode
 
 SCHEMA = "raw"
-_STAMPS = (("_tenant_id", "text not null"), ("_batch_id", "bigint not null"), ("_row_number", "bigint not null"),
+STAMPS = (("_tenant_id", "text not null"), ("_batch_id", "bigint not null"), ("_row_number", "bigint not null"),
            ("_extra", "text"))
 _COPY_ROWS = 16_384  # the driver keeps the COPY bytes of a whole record batch in memory
 
@@ -48,7 +48,7 @@ def ensure(connection: psycopg.Connection, dataset: str, columns: Sequence[tuple
         existing = _columns_of(connection, name)
         if not existing:
             definitions = sql.SQL(", ").join(
-                sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind)) for column, kind in (*columns, *_STAMPS)
+                sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind)) for column, kind in (*columns, *STAMPS)
             )
             _run(connection, sql.SQL("create table {} ({})").format(table, definitions))
             _run(connection, sql.SQL("create index on {} using brin (_batch_id)").format(table))

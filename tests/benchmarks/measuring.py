@@ -108,16 +108,16 @@ def measure(task: Mapping[str, Any], server: Server) -> Measured:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.contenders", json.dumps(task)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as child, _sampled(child.pid) as sampled:
+    ) as child, sampled(child.pid) as peak:
         output, errors = child.communicate()
     if child.returncode:
         raise RuntimeError(f"{task['contender']} failed:\n{errors[-4000:]}")
     result = Measured(**json.loads(output.splitlines()[-1]))
-    return replace(result, peak_bytes=max(result.peak_bytes, sampled[0]))
+    return replace(result, peak_bytes=max(result.peak_bytes, peak[0]))
 
 
 @contextlib.contextmanager
-def _sampled(process_id: int) -> Iterator[list[int]]:
+def sampled(process_id: int) -> Iterator[list[int]]:
     """Watch a process and its children; the one number is the most bytes they had together."""
     peak, stop = [0], threading.Event()
 

@@ -9,6 +9,7 @@ from resources.governance.contracts import Contract
 from resources.runtime.database import fetch, fetch_dicts, unavailable_as_error
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import raw_tables
+from resources.storage.raw_store import RawStore
 
 
 def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) -> dict[str, Any]:
@@ -29,16 +30,10 @@ def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) 
             raw_tables.ensure(connection, dataset, contract.column_types)
             with environment.database.connect_arrow() as arrow:
                 for batch in fetch_dicts(connection, _BATCHES, (tenant, dataset)):
-                    found = environment.raw_store.sha256(batch["object_key"])
-                    if found != batch["object_sha256"]:
-                        raise BareCountError(
-                            ErrorCode.STORE_CORRUPT,
-                            f"raw object {batch['object_key']} has SHA-256 {found or 'none, it is missing'}, evidence "
-                            f"entry {batch['evidence_seq']} says {batch['object_sha256']}",
-                            hint="restore the object from a backup of the raw store",
-                        )
+                    require_intact(environment.raw_store, batch["object_key"], batch["object_sha256"],
+                                   batch["evidence_seq"])
                     fetch(arrow, raw_tables.delete_statement(dataset), (batch["batch_id"],))
-                    objects = (_as_declared(rows, contract) for rows in environment.raw_store.read(batch["object_key"]))
+                    objects = (as_declared(rows, contract) for rows in environment.raw_store.read(batch["object_key"]))
                     first = next(objects, None)
                     if first is not None:
                         with arrow.cursor() as cursor:
@@ -49,7 +44,23 @@ def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) 
     return {"dataset": dataset, "tenants": tenants, "batches": batches, "rows": rows}
 
 
-def _as_declared(rows: Any, contract: Contract) -> Any:
+def require_intact(store: RawStore, key: str, sha256: str, evidence_seq: int) -> None:
+    """Refuse an object whose bytes are not those that were written.
+
+    Raises:
+        BareCountError: store.corrupt.
+    """
+    found = store.sha256(key)
+    if found != sha256:
+        raise BareCountError(
+            ErrorCode.STORE_CORRUPT,
+            f"raw object {key} has SHA-256 {found or 'none, it is missing'}, evidence entry {evidence_seq} says "
+            f"{sha256}",
+            hint="restore the object from a backup of the raw store",
+        )
+
+
+def as_declared(rows: Any, contract: Contract) -> Any:
     """Rows of an object in the types its columns have by now: an accepted drift may have changed some."""
     from barecount_assets.stages.ingestion.parsing import parse_text
     from barecount_assets.stages.ingestion.records import Field

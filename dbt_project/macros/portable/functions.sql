@@ -3,6 +3,9 @@
 {#- Type of KPI values: one scale on every engine, so that equal values are equal byte for byte. -#}
 {% macro type_measure() -%}{{ return('decimal(38, 6)') }}{%- endmacro %}
 
+{#- Text without blanks at its ends; other white space stays. DuckDB's one-argument `trim` takes every Unicode blank. -#}
+{% macro trimmed(expression) -%}{{ return("trim(both ' ' from " ~ expression ~ ')') }}{%- endmacro %}
+
 {#- Text compared and sorted by code point, whatever the database's collation. -#}
 {% macro binary_text(expression) -%}{{ return(adapter.dispatch('binary_text')(expression)) }}{%- endmacro %}
 {% macro default__binary_text(expression) -%}{{ return(expression) }}{%- endmacro %}
@@ -42,10 +45,27 @@
     {{ return('cast(' ~ dbt.date_trunc('month', expression) ~ ' as date)') }}
 {%- endmacro %}
 
-{#- Quotient of two measures, rounded to 6 decimals, null when the denominator is 0. Ratios are rounded only here. -#}
+{#-
+  Quotient of two measures, null when the denominator is 0, rounded half away from zero to 6 decimals. Ratios are
+  rounded only here, and once: engines' own division rounds before (PostgreSQL at some 16 digits) or is binary (DuckDB).
+  So it divides whole numbers: twice the millionfold numerator, plus the denominator, by twice the denominator.
+-#}
 {% macro ratio(numerator, denominator) -%}
+    {{ return(adapter.dispatch('ratio')(numerator, denominator)) }}
+{%- endmacro %}
+{% macro default__ratio(numerator, denominator) -%}
     {{ return(
-        'cast(round(' ~ numerator ~ ' / nullif(' ~ denominator ~ ', 0), 6) as ' ~ type_measure() ~ ')'
+        'cast(sign(' ~ numerator ~ ') * sign(' ~ denominator ~ ') * div(2000000 * abs(' ~ numerator ~ ') + abs('
+        ~ denominator ~ '), nullif(2 * abs(' ~ denominator ~ '), 0)) * 0.000001 as ' ~ type_measure() ~ ')'
+    ) }}
+{%- endmacro %}
+{% macro duckdb__ratio(numerator, denominator) -%}
+    {%- set above = 'cast(abs(' ~ numerator ~ ') * 1000000 as hugeint)' -%}
+    {%- set below = 'cast(abs(' ~ denominator ~ ') * 1000000 as hugeint)' -%}
+    {{ return(
+        'cast(cast(cast(sign(' ~ numerator ~ ') * sign(' ~ denominator ~ ') as hugeint) * ((2000000 * ' ~ above ~ ' + '
+        ~ below ~ ') // nullif(2 * ' ~ below ~ ', 0)) as decimal(38, 0)) * cast(0.000001 as decimal(6, 6)) as '
+        ~ type_measure() ~ ')'
     ) }}
 {%- endmacro %}
 

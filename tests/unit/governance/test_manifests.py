@@ -153,7 +153,7 @@ REST = "https://rates.example.com/v1/{date}"
         ("start: 2024-01-01", "start: 2024-01-01, end: 2023-12-31", "spec.partitions.end", "ends before it begins"),
         ("tenants: [acme]", "tenants: [acme, acme]", "spec.tenants[1]", "named twice"),
         ("gdp: [order]", "gdp: []", "spec.transforms.gdp", "out of bounds"),
-        ("engine: postgres", "engine: duckdb", "spec.transforms.engine", "not one of the choices"),
+        ("engine: postgres", "engine: oracle", "spec.transforms.engine", "not one of the choices"),
         ("class: serverless", "class: lambda", "spec.runner.class", "not one of the choices"),
         ("raw_days: 30", "raw_days: 30.5", "spec.retention.raw_days", "whole number"),
         ("0 5 * * *", "0 5 * *", "spec.schedule.cron", "4 fields"),

@@ -8,10 +8,10 @@ lines as (
         invoice_no,
         row_number() over (
             partition by {{ binary_text('invoice_no') }}
-            order by partition_date, {{ binary_text('source_id') }}, _row_number
+            order by partition_date nulls last, {{ binary_text('source_id') }}, _row_number
         ) as line_position,
         stock_code,
-        nullif(trim(description), '') as description,
+        nullif({{ trimmed('description') }}, '') as description,
         {{ is_fee('stock_code') }} as is_fee,
         quantity,
         unit_price,

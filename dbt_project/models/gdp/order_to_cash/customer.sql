@@ -2,7 +2,7 @@ with crm as (
     select
         customer_id,
         'crm' as system,
-        nullif(trim(name), '') as name,
+        nullif({{ trimmed('name') }}, '') as name,
         segment,
         country,
         credit_limit,
@@ -18,7 +18,7 @@ erp as (
     select
         customer_id,
         'erp' as system,
-        nullif(trim(customer_name), '') as name,
+        nullif({{ trimmed('customer_name') }}, '') as name,
         cast(null as {{ dbt.type_string() }}) as segment,
         cast(null as {{ dbt.type_string() }}) as country,
         cast(null as numeric(18, 2)) as credit_limit,
@@ -27,7 +27,7 @@ erp as (
         max(last_modified) as updated_at
     from {{ raw_rows('order_to_cash.invoices') }} as erp_invoice
     where customer_id is not null and {{ in_scope('customer_id') }}
-    group by customer_id, nullif(trim(customer_name), '')
+    group by customer_id, nullif({{ trimmed('customer_name') }}, '')
 ),
 
 statements as (

@@ -1,0 +1,61 @@
+"""Rows that an engine computed for a model, on their way into PostgreSQL: `<schema>.<model>__computed`.
+
+Unlogged, loaded by binary COPY in one transaction, read once by the model of that name, and dropped. What a killed run
+left is replaced by the next. They are nobody's state: what counts is what the model makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pyarrow as pa
+from psycopg import sql
+
+from resources.runtime.database import fetch
+
+SUFFIX = "__computed"
+
+
+def replace(
+    arrow: Any, schema: str, model: str, columns: Sequence[tuple[str, str]], rows: pa.RecordBatchReader
+) -> None:
+    """Load the rows of a model; commits.
+
+    Args:
+        columns: (name, declared PostgreSQL type). A plain `numeric` gets the precision and scale of the rows: its
+            scale is part of a value's text, and so of content hashes.
+    """
+    definitions = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(_exact(kind, rows.schema.field(name).type)))
+        for name, kind in columns)
+    table = sql.Identifier(schema, model + SUFFIX)
+    try:
+        fetch(arrow, sql.SQL("drop table if exists {}").format(table).as_string(None))
+        fetch(arrow, sql.SQL("create unlogged table {} ({})").format(table, definitions).as_string(None))
+        with arrow.cursor() as cursor:
+            cursor.adbc_ingest(model + SUFFIX, rows, mode="append", db_schema_name=schema)
+        arrow.commit()
+    except BaseException:
+        arrow.rollback()
+        raise
+
+
+@contextmanager
+def forgotten(arrow: Any, models: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Drop the rows of some models, (schema, model), when the block ends, however it ends; commits."""
+    try:
+        yield
+    finally:
+        with suppress(Exception):  # a lost server is told by what lost it, and what is left is replaced
+            for schema, model in models:
+                table = sql.Identifier(schema, model + SUFFIX)
+                fetch(arrow, sql.SQL("drop table if exists {}").format(table).as_string(None))
+            arrow.commit()
+
+
+def _exact(kind: str, found: pa.DataType) -> str:
+    if kind == "numeric" and pa.types.is_decimal(found):
+        return f"numeric({found.precision},{found.scale})"
+    return kind
