@@ -20,7 +20,7 @@ import psycopg
 
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import decision_points as points
-from resources.governance.approvals import RunRequested
+from resources.governance.approvals import ReplayRequested, RunRequested
 from resources.governance.contracts import CLASSIFICATIONS, Contract
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import Pipeline
@@ -77,8 +77,10 @@ def admit_export(
     return _admit(environment, Question(facts, subject, requested_by), now)
 
 
-def admit_backfill(environment: StageEnvironment, run: RunRequest, *, requested_by: str, now: dt.datetime) -> None:
-    """Ask about a range, as one, before its partitions run. Given again once it is approved, the same command goes on.
+def admit_backfill(
+    environment: StageEnvironment, run: RunRequest, granularity: str, *, requested_by: str, now: dt.datetime
+) -> None:
+    """Ask about a range, as one, before its partitions run. Once it is approved, the same command goes on.
 
     Raises:
         BareCountError: policy.denied, approval.required.
@@ -86,16 +88,14 @@ def admit_backfill(environment: StageEnvironment, run: RunRequest, *, requested_
     sources = environment.declarations.pipeline(run.pipeline).spec.sources
     with environment.database.connect(autocommit=True) as connection:
         facts = _backfill_facts(connection, run, tuple(sorted(source.dataset for source in sources)))
-    _admit(environment, Question(facts, _subject(run), requested_by), now)
+    work = RunRequested(run.pipeline, run.tenant_id, run.start, run.end, dict(run.source_paths), True, granularity)
+    _admit(environment, Question(facts, _subject(run), requested_by, run_request=work), now)
 
 
-def admit_replay(
-    environment: StageEnvironment, tenant_id: str, pipeline: str, token: str, *, publishes: bool, requested_by: str,
-    now: dt.datetime,
-) -> None:
+def admit_replay(environment: StageEnvironment, work: ReplayRequested, *, requested_by: str, now: dt.datetime) -> None:
     """Ask about computing a past run again. Raises as `admit_backfill`."""
-    facts = points.Replay(tenant=tenant_id, pipeline=pipeline, kind="run", publishes=publishes)
-    _admit(environment, Question(facts, f"run {token[:16]}", requested_by), now)
+    facts = points.Replay(tenant=work.tenant_id, pipeline=work.pipeline, kind="run", publishes=work.publishes)
+    _admit(environment, Question(facts, f"run {work.replay_of[:16]}", requested_by, run_request=work), now)
 
 
 def admit_replay_of_records(

@@ -15,6 +15,7 @@ import dagster as dg
 
 from barecount_assets import jobs, project_lineage, schedules, sensors
 from barecount_assets.action_job import Actions, action_job
+from barecount_assets.approved_work import approved_work
 from barecount_assets.assets import raw, transforms
 from barecount_assets.runner import Runner
 from resources.governance import declarations as declared
@@ -56,7 +57,7 @@ def build_defs(
     kpi_events = sensors.kpi_events(declarations)
     return dg.Definitions(
         assets=assets,
-        jobs=[*all_jobs, action_job],
+        jobs=[*all_jobs, action_job, approved_work],
         schedules=all_schedules,
         sensors=[*all_sensors, sensors.lineage_relay(), *([kpi_events] if kpi_events else [])],
         resources={"runner": Runner(), "actions": Actions(), **(resources or {})},

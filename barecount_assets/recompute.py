@@ -27,6 +27,7 @@ from barecount_assets.stages import calendar, dbt, execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.data_utilities.calendar import date_table
 from resources.governance import declarations, registry
+from resources.governance.approvals import ReplayRequested
 from resources.runners.facade import Progress
 from resources.runners.stage import Placement, Stage, StageSpec, run_token
 from resources.runtime import events
@@ -137,8 +138,8 @@ def recompute(
         then = _find(connection, token, tenant_id)
         if publish:
             _require_raw_of_now(connection, environment, then)
-    admission.admit_replay(environment, then.tenant_id, then.pipeline, then.replay_of, publishes=publish,
-                           requested_by=decided_by, now=dt.datetime.now(dt.UTC))
+    work = ReplayRequested(then.pipeline, then.tenant_id, then.replay_of, versions, publish)
+    admission.admit_replay(environment, work, requested_by=decided_by, now=dt.datetime.now(dt.UTC))
     with environment.exclusive(SCRATCH, "replay") as connection:
         _clear(connection)
         try:

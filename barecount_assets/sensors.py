@@ -22,9 +22,10 @@ import dagster as dg
 
 from barecount_assets import keys, partitions
 from barecount_assets.action_job import SINCE_TAG, action_job
+from barecount_assets.approved_work import approved_work
 from resources.governance import approvals as granted_approvals
 from resources.governance import drift_register
-from resources.governance.approvals import Approval
+from resources.governance.approvals import Approval, ReplayRequested
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import FileSource, Pipeline
 from resources.runners.stage import Placement, Stage, StageSpec
@@ -152,7 +153,7 @@ def _take_up(
 
 
 def approvals(jobs: Mapping[str, Any]) -> dg.SensorDefinition:
-    """Starts the run that waited for an approval, once it is granted. `jobs`: by pipeline."""
+    """Starts what waited for an approval, once it is granted: a run, a back-fill, a replay. `jobs`: by pipeline."""
 
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         with Database.open(Settings.from_environment()).connect(autocommit=True) as connection:
@@ -163,26 +164,30 @@ def approvals(jobs: Mapping[str, Any]) -> dg.SensorDefinition:
 
     return dg.SensorDefinition(
         name="approval_sensor",
-        jobs=list(jobs.values()),
+        jobs=[*jobs.values(), approved_work],
         evaluation_fn=evaluate,
         minimum_interval_seconds=_INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="A run that waited for an approval is started when it is granted.",
+        description="What waited for an approval is started when it is granted.",
     )
 
 
 def _approved_run(approval: Approval) -> dg.RunRequest:
-    run = approval.run_request
-    assert run is not None
+    work = approval.run_request
+    assert work is not None
+    run_key = f"approval-{approval.approval_id}"
+    tags = {keys.REQUESTED_BY_TAG: approval.requested_by, keys.APPROVAL_TAG: str(approval.approval_id)}
+    if isinstance(work, ReplayRequested) or work.granularity:
+        return dg.RunRequest(
+            run_key=run_key, job_name=approved_work.name, tags={**tags, keys.TENANT_TAG: work.tenant_id})
     return dg.RunRequest(
-        run_key=f"approval-{approval.approval_id}",
-        job_name=run.pipeline,
+        run_key=run_key,
+        job_name=work.pipeline,
         tags={
-            **partitions.range_tags(run.tenant_id, run.start, run.end),
-            keys.SOURCES_TAG: json.dumps(dict(run.source_paths)),
-            keys.REQUESTED_BY_TAG: approval.requested_by,
-            keys.APPROVAL_TAG: str(approval.approval_id),
-            **({keys.BACKFILL_TAG: "true"} if run.backfill else {}),
+            **tags,
+            **partitions.range_tags(work.tenant_id, work.start, work.end),
+            keys.SOURCES_TAG: json.dumps(dict(work.source_paths)),
+            **({keys.BACKFILL_TAG: "true"} if work.backfill else {}),
         },
     )
 

@@ -28,7 +28,7 @@ def run(
         if dry_run:
             _show_plan(environment, request, as_json=as_json)
             continue
-        admission.admit_backfill(environment, request.run, requested_by=who, now=dt.datetime.now(dt.UTC))
+        admission.admit_backfill(environment, request.run, granularity, requested_by=who, now=dt.datetime.now(dt.UTC))
         with StageDisplay(quiet=as_json) as display:
             outcomes.append(backfill.backfill(
                 environment, request, display.progress, _quiet if as_json else _show_partition, display.receipt))

@@ -26,7 +26,10 @@ _NUMBER_LOCKS = 0x0BD1
 
 @dataclass(frozen=True)
 class RunRequested:
-    """The run that waits: pipeline, tenant, inclusive range of days, paths given for sources, and how it was asked."""
+    """The run that waits: pipeline, tenant, inclusive range of days, paths given for sources, and how it was asked.
+
+    With a `granularity` it is a back-fill, partition by partition: day, week, month or fiscal_period.
+    """
 
     pipeline: str
     tenant_id: str
@@ -34,6 +37,7 @@ class RunRequested:
     end: dt.date
     source_paths: Mapping[str, str] = field(default_factory=dict)
     backfill: bool = False
+    granularity: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "start": self.start.isoformat(), "end": self.end.isoformat()}
@@ -43,6 +47,28 @@ class RunRequested:
         """Inverse of `to_json`."""
         days = {name: dt.date.fromisoformat(document[name]) for name in ("start", "end")}
         return cls(**{**document, **days})
+
+
+@dataclass(frozen=True)
+class ReplayRequested:
+    """The computing again that waits: run token, versions (recorded or current), and whether it would publish."""
+
+    pipeline: str
+    tenant_id: str
+    replay_of: str
+    versions: str
+    publishes: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Requested = RunRequested | ReplayRequested
+"""Work that is started once it is approved."""
+
+
+def _requested(document: Mapping[str, Any]) -> Requested:
+    return ReplayRequested(**document) if "replay_of" in document else RunRequested.from_json(document)
 
 
 @dataclass(frozen=True)
@@ -82,7 +108,7 @@ class Wanted:
     subject: str
     decision_id: int
     requested_by: str
-    run_request: RunRequested | None
+    run_request: Requested | None
     occurrence: str
     reasons: tuple[str, ...]
     pipeline: str
@@ -110,7 +136,7 @@ class Approval:
     expires_at: dt.datetime
     state: str
     decision_id: int
-    run_request: RunRequested | None = None
+    run_request: Requested | None = None
     decided_by: str | None = None
     decided_at: dt.datetime | None = None
     reason: str | None = None
@@ -239,7 +265,7 @@ def _approval(row: Mapping[str, Any]) -> Approval:
     run_request = row["run_request"]
     return Approval(**{
         **row, "reasons": tuple(row["reasons"]),
-        "run_request": None if run_request is None else RunRequested.from_json(run_request),
+        "run_request": None if run_request is None else _requested(run_request),
     })
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 
 from resources.governance import approvals
-from resources.governance.approvals import GrantedApproval, PendingApproval, RejectedApproval, RunRequested
+from resources.governance.approvals import GrantedApproval, PendingApproval, RejectedApproval, Requested
 from resources.governance.decision_points import POINTS, Facts
 from resources.governance.policy_evaluation import (
     AppliedPolicy,
@@ -60,14 +60,14 @@ class Question:
         occurrence: makes this time one of its own; without `#`. The same point, subject and occurrence are decided
             once: asking again gives the decision on record, unless that denied, which is decided anew. A fresh one by
             default.
-        run_request: the run to start when an approval is granted that this decision needs.
+        run_request: the work to start when an approval is granted that this decision needs.
     """
 
     facts: Facts
     subject: str
     requested_by: str
     occurrence: str = field(default_factory=lambda: uuid.uuid4().hex)
-    run_request: RunRequested | None = None
+    run_request: Requested | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Decision:
 
 def decide(
     connection: psycopg.Connection, policies: Mapping[str, Policy] | PolicySet, facts: Facts, *, subject: str,
-    requested_by: str, now: dt.datetime, occurrence: str | None = None, run_request: RunRequested | None = None,
+    requested_by: str, now: dt.datetime, occurrence: str | None = None, run_request: Requested | None = None,
 ) -> Decision:
     """Decide one thing and record it in the caller's transaction. See `decide_all`."""
     occurrence = {} if occurrence is None else {"occurrence": occurrence}

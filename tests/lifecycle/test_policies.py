@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ import dagster as dg
 import pytest
 
 from barecount_assets import partitions
+from barecount_assets.approved_work import approved_work, command_of
 from barecount_assets.definitions import build_defs
 from barecount_assets.instance import open_instance
 from barecount_assets.runner import Runner
-from resources.governance import declarations
+from resources.governance import approvals, declarations
 from tests.lifecycle.conftest import (
     FIRST_DAY,
     LAST_DAY,
@@ -129,11 +131,52 @@ def test_a_run_of_dagster_fails_fast_with_the_same_error_and_the_command_takes_i
     assert waiting.project.versions("globex") == {"revenue": 1, "dso": 1, "overdue_ratio": 1}
 
 
+def test_an_approved_backfill_goes_on_by_itself_once(waiting: Waiting) -> None:
+    command = (*RUN, "--tenant", "acme", "--backfill", "--as", "ann")
+    refused = waiting.command(*command, exit_code=1)["error"]
+    (number,) = refused["details"]["approvals"]
+    assert refused["code"] == "approval.required" and "continues by itself" in refused["hint"]
+    assert waiting.asked_to_start() == []
+    waiting.command("approvals", "approve", str(number), "--reason", "agreed with finance", "--as", "bob")
+    (wanted,) = waiting.asked_to_start()
+    assert (wanted.run_key, wanted.job_name) == (f"approval-{number}", "approved_work")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in waiting.project.variables.items():
+            patch.setenv(name, value)
+        with open_instance(waiting.project.settings, waiting.project.database) as instance:
+            assert approved_work.execute_in_process(instance=instance, tags=dict(wanted.tags)).success
+    assert waiting.project.rows("select kind from platform.evidence where kind like 'backfill.%' order by seq") == [
+        ("backfill.started",), ("backfill.finished",)]
+    assert waiting.project.rows("select requested_by, granularity from platform.backfill") == [("ann", "month")]
+    assert waiting.asked_to_start() == []
+
+
+def test_an_approved_replay_is_asked_for_again_in_the_name_of_who_wanted_it(waiting: Waiting) -> None:
+    policies = waiting.project.settings.project_dir / "contracts" / "policies"
+    declared = (policies / "long_backfills.yaml").read_text().replace("name: long_backfills", "name: replays")
+    (policies / "replays.yaml").write_text(
+        declared.replace("point: backfill", "point: replay").replace("days > 31", "publishes"))
+    token = waiting.project.value("select run_token from platform.stage_run where tenant_id = 'acme' "
+                                  "and stage = 'publish'")
+    refused = waiting.command("replay", token, "--current", "--publish", "--tenant", "acme", "--by", "ann", exit_code=1)
+    (number,) = refused["error"]["details"]["approvals"]
+    waiting.command("approvals", "approve", str(number), "--reason", "agreed", "--as", "bob")
+    (wanted,) = waiting.asked_to_start()
+    assert wanted.job_name == "approved_work" and wanted.tags["barecount/tenant"] == "acme"
+    with waiting.project.database.connect(autocommit=True) as connection:
+        approval = approvals.get(connection, number, dt.datetime.now(dt.UTC))
+        assert command_of(approval) == ["replay", token, "--tenant", "acme", "--by", "ann", "--json", "--current",
+                                        "--publish"]
+        assert approvals.to_start(connection, dt.datetime.now(dt.UTC) + dt.timedelta(hours=49)) == [], "it has expired"
+    (policies / "replays.yaml").unlink()
+
+
 def test_decisions_are_listed_replayed_and_proven(waiting: Waiting) -> None:
     decided = waiting.command("policies", "decisions", "--point", "run_start", "--tenant", "acme")
     assert [item["effect"] for item in decided] == ["require_approval"]
     points = {item["point"] for item in waiting.command("policies", "decisions")}
-    assert points == {"tenant_life", "manifest_registration", "contract_change", "run_start", "publication"}
+    assert points == {"tenant_life", "manifest_registration", "contract_change", "run_start", "publication", "backfill",
+                      "replay"}
     manifest = waiting.project.settings.project_dir / "contracts" / "policies" / "large_runners.yaml"
     manifest.write_text(manifest.read_text().replace("version: 1.0.0", "version: 1.1.0").replace(
         "runner_size == 'xlarge'\n      effect: require_approval", "runner_size == 'xlarge'\n      effect: deny"))
