@@ -201,7 +201,7 @@ class _Answer:
     def __init__(self) -> None:
         self.status, self.headers, self.body = 0, {}, bytearray()  # type: int, dict[str, str], bytearray
         self.has_head = self.is_whole = self.may_stay_open = False
-        self._begun = self._head = 0
+        self._head = 0
         self.parser: Any = None
 
     @property
@@ -215,8 +215,9 @@ class _Answer:
         return len(self.body) > MAX_BODY or not (self.is_whole or ends_with_connection)
 
     def on_message_begin(self) -> None:
-        self._begun += 1
-        self.may_stay_open = False  # a second answer, that nobody asked for
+        if self.is_whole:  # a second answer, that nobody asked for
+            self.may_stay_open = False
+            raise ValueError("more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head += len(name) + len(value)
@@ -234,7 +235,7 @@ class _Answer:
     def on_message_complete(self) -> None:
         if self.status < 200:  # an answer before the answer
             self.headers, self.has_head = {}, False
-        elif not self.is_whole:
+        else:
             self.is_whole = True
             self.may_stay_open = (self.parser.get_http_version() == "1.1"
                                   and "close" not in self.headers.get("connection", "").lower())
