@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from resources.action.delivery.worker import Report, Worker
     from resources.action.engine import Rulebook
-    from resources.action.jobs import Advance, JobRow
+    from resources.action.jobs import Advance
+    from resources.action.people import JobRow
 
 _TICK_SECONDS = 1.0
 _log = logs.get_logger("actions")
@@ -74,10 +75,10 @@ class ActionWork:
 
     def jobs_since(self, moment: dt.datetime) -> list[JobRow]:
         """Jobs that were decided on or changed since a moment."""
-        from resources.action import jobs
+        from resources.action import people
 
         with self.environment.database.connect(autocommit=True) as connection:
-            return jobs.since(connection, moment)
+            return people.since(connection, moment)
 
     @contextmanager
     def worker(self) -> Iterator[Worker]:

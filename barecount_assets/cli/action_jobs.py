@@ -76,13 +76,13 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """Jobs: what was decided on, and what became of it."""
-    from resources.action import jobs as store
+    from resources.action import people
     from resources.action.model import JobState
 
     if state is not None and state not in list(JobState):
         raise typer.BadParameter(f"{state!r} is no state; there are {', '.join(JobState)}")
     with environment().database.connect(autocommit=True) as connection:
-        found = store.listed(connection, tenant_id=tenant, state=state, rule=rule, limit=limit)
+        found = people.listed(connection, tenant_id=tenant, state=state, rule=rule, limit=limit)
     if as_json:
         output.print_json([{k: v for k, v in asdict(job).items() if k not in ("draft", "message")} for job in found])
         return
@@ -95,11 +95,11 @@ def jobs(
 @command(app)
 def show(job: Number, tenant: Tenant = None, as_json: Json = False) -> None:
     """A job: what was observed and expected, what was sent, and the receipts."""
-    from resources.action import jobs as store
+    from resources.action import people
     from resources.action.delivery import queue
 
     with environment().database.connect(autocommit=True) as connection:
-        found = store.get(connection, job, tenant)
+        found = people.get(connection, job, tenant)
         receipts = queue.receipts(connection, tenant_id=found.tenant_id, origin=f"action_job:{job}")
     if as_json:
         output.print_json({**asdict(found), "receipts": [asdict(receipt) for receipt in receipts]})
@@ -128,11 +128,11 @@ def approve(
     by: By = None, as_json: Json = False,
 ) -> None:
     """Let a job that waits for an approval be sent, or refuse it."""
-    from resources.action import jobs as store
+    from resources.action import people
     from resources.governance.policies import current_user
 
     with environment().database.transaction() as connection:
-        store.approve(connection, job, by=by or current_user(), approve=not refuse, reason=reason, now=_now(),
+        people.approve(connection, job, by=by or current_user(), approve=not refuse, reason=reason, now=_now(),
                       tenant_id=tenant)
     _done(job, "refused" if refuse else "approved", as_json)
 
@@ -140,13 +140,14 @@ def approve(
 @command(app)
 def retry(job: Number, tenant: Tenant = None, by: By = None, as_json: Json = False) -> None:
     """Send a failed or suppressed job after all, rendered again from the template that is published now."""
-    from resources.action import jobs as store
+    from resources.action import people
     from resources.governance.policies import current_user
 
     opened = environment()
     with opened.database.transaction() as connection:
-        state = store.retry(connection, opened.declarations, job, by=by or current_user(), now=_now(), tenant_id=tenant)
-        reason = store.get(connection, job).reason
+        state = people.retry(
+            connection, opened.declarations, job, by=by or current_user(), now=_now(), tenant_id=tenant)
+        reason = people.get(connection, job).reason
     _done(job, state if state != "failed" else f"failed again: {reason}", as_json)
     if state == "failed":
         raise typer.Exit(1)
@@ -155,11 +156,11 @@ def retry(job: Number, tenant: Tenant = None, by: By = None, as_json: Json = Fal
 @command(app)
 def ack(job: Number, tenant: Tenant = None, by: By = None, as_json: Json = False) -> None:
     """Say that somebody takes care of it: it is not escalated any more."""
-    from resources.action import jobs as store
+    from resources.action import people
     from resources.governance.policies import current_user
 
     with environment().database.transaction() as connection:
-        store.acknowledge(connection, job, by=by or current_user(), now=_now(), tenant_id=tenant)
+        people.acknowledge(connection, job, by=by or current_user(), now=_now(), tenant_id=tenant)
     _done(job, "acknowledged", as_json)
 
 
@@ -173,7 +174,7 @@ def silence(
     by: By = None, as_json: Json = False,
 ) -> None:
     """Suppress jobs of a tenant for a while: all, or those of a rule, or with these labels."""
-    from resources.action import jobs as store
+    from resources.action import people
     from resources.governance.policies import current_user
 
     opened = environment()
@@ -186,7 +187,7 @@ def silence(
     now = _now()
     with opened.database.transaction() as connection:
         opened.register_tenant(connection, tenant)
-        number = store.silence(
+        number = people.silence(
             connection, tenant, rule=rule, labels={name: value for name, _, value in pairs}, starts_at=now,
             ends_at=now + dt.timedelta(hours=hours), reason=reason, by=by or current_user())
     if as_json:
@@ -198,10 +199,10 @@ def silence(
 @command(app)
 def silences(tenant: Tenant = None, as_json: Json = False) -> None:
     """Silences that count now or will."""
-    from resources.action import jobs as store
+    from resources.action import people
 
     with environment().database.connect(autocommit=True) as connection:
-        found = store.silences(connection, _now(), tenant)
+        found = people.silences(connection, _now(), tenant)
     if as_json:
         output.print_json([asdict(one) for one in found])
         return
@@ -217,11 +218,11 @@ def unsilence(
     as_json: Json = False,
 ) -> None:
     """End a silence now."""
-    from resources.action import jobs as store
+    from resources.action import people
     from resources.governance.policies import current_user
 
     with environment().database.transaction() as connection:
-        store.unsilence(connection, number, by=by or current_user(), now=_now(), tenant_id=tenant)
+        people.unsilence(connection, number, by=by or current_user(), now=_now(), tenant_id=tenant)
     if as_json:
         output.print_json({"silence": number, "state": "ended"})
     else:

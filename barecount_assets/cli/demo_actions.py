@@ -20,7 +20,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 
 if TYPE_CHECKING:
     from resources.action.delivery.queue import ReceiptRow
-    from resources.action.jobs import JobRow
+    from resources.action.people import JobRow
     from resources.security.egress import EgressPolicy
     from resources.trust.secrets import Secrets
 
@@ -135,10 +135,10 @@ def _loopback(tenant_id: str) -> EgressPolicy:
 
 
 def _jobs(environment: StageEnvironment) -> list[JobRow]:
-    from resources.action import jobs
+    from resources.action import people
 
     with environment.database.connect(autocommit=True) as connection:
-        return [job for job in jobs.listed(connection, tenant_id=TENANT) if job.rule == RULE]
+        return [job for job in people.listed(connection, tenant_id=TENANT) if job.rule == RULE]
 
 
 def _receipts(environment: StageEnvironment, jobs: list[JobRow]) -> list[ReceiptRow]:

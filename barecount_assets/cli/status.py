@@ -1,9 +1,10 @@
-"""`barecount status`: what is published and how fresh, what waits, what failed."""
+"""`barecount status`: what is published and how fresh, what waits, what failed, in pipelines and in actions."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from barecount_assets.cli import output
 from barecount_assets.stages.environment import StageEnvironment
@@ -11,14 +12,19 @@ from resources.governance import approvals, drift_register, obligation_store
 from resources.governance.approvals import Approval
 from resources.runtime.database import fetch_dicts
 
+if TYPE_CHECKING:
+    from resources.action.people import Attention
+
 
 def show(environment: StageEnvironment, *, as_json: bool) -> None:
     """Print one line per pipeline and tenant."""
     rows = [_state(environment, pipeline, tenant)
             for pipeline, manifest in sorted(environment.declarations.pipelines.items())
             for tenant in manifest.spec.tenants]
+    actions = _actions(environment)
     if as_json:
-        output.print_json(rows)
+        by_tenant = {one.tenant_id: asdict(one) for one in actions}
+        output.print_json([{**row, "actions": by_tenant.get(row["tenant"])} for row in rows])
         return
     console = output.console()
     console.print(output.table(
@@ -38,6 +44,30 @@ def show(environment: StageEnvironment, *, as_json: bool) -> None:
         for kind in ("gate", "obligation"):
             for failed in row[f"failed_{kind}s"]:
                 console.print(f"[red]failed {kind}[/] {row['pipeline']} {row['tenant']}: {failed}", soft_wrap=True)
+    for one in actions:
+        for mark, what in _action_lines(one):
+            console.print(f"{mark} {one.tenant_id}: {what}", soft_wrap=True)
+
+
+def _actions(environment: StageEnvironment) -> list[Attention]:
+    from resources.action import people
+
+    with environment.database.connect(autocommit=True) as connection:
+        return people.attention(connection)
+
+
+def _action_lines(one: Attention) -> list[tuple[str, str]]:
+    """What of a tenant's actions waits for somebody, and the command that shows it."""
+    tenant = f"--tenant {one.tenant_id}"
+    lines = [
+        (one.to_approve, "[yellow]approve[/]", f"{one.to_approve} actions: `barecount actions jobs {tenant} --state "
+                                               "'pending approval'`"),
+        (one.failed, "[red]failed actions[/]", f"{one.failed}: `barecount actions jobs {tenant} --state failed`"),
+        (one.given_up, "[red]actions given up[/]", f"{one.given_up}: `barecount actions dlq list {tenant}`"),
+        (one.unwell, "[red]endpoints that take nothing[/]", f"{', '.join(one.unwell)}: `barecount actions endpoints "
+                                                            f"list {tenant}`"),
+    ]
+    return [(mark, what) for found, mark, what in lines if found]
 
 
 def _approvals(environment: StageEnvironment) -> list[Approval]:

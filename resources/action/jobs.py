@@ -41,7 +41,7 @@ from resources.governance.actions import ActionRule, ActionTemplate, is_own_even
 from resources.governance.declarations import Declarations
 from resources.runtime import events, sandbox
 from resources.runtime.database import Database, as_json, fetch, fetch_dicts, unavailable_as_error
-from resources.runtime.errors import BareCountError, ErrorCode
+from resources.runtime.errors import BareCountError
 from resources.trust import ledger
 
 READER = "action-engine"
@@ -62,41 +62,6 @@ class Advance:
     @property
     def idle(self) -> bool:
         return not (self.events or self.jobs or self.dispatched)
-
-
-@dataclass(frozen=True)
-class JobRow:
-    """A job on record."""
-
-    job_id: int
-    tenant_id: str
-    job_key: str
-    rule: str
-    rule_version: str
-    kind: str
-    subject: str
-    dimensions: Mapping[str, str]
-    period: str
-    window_name: str
-    severity: str
-    template: str
-    digest: str | None
-    route: Sequence[str]
-    correlation: str
-    state: str
-    reason: str
-    attempt: int
-    not_before: dt.datetime | None
-    expires_at: dt.datetime | None
-    escalate_at: dt.datetime | None
-    acked_by: str | None
-    acked_at: dt.datetime | None
-    approved_by: str | None
-    decided_at: dt.datetime
-    changed_at: dt.datetime
-    evidence_seq: int
-    message: Mapping[str, Any] | None
-    draft: Mapping[str, Any]
 
 
 def rulebook(declarations: Declarations) -> Rulebook:
@@ -208,7 +173,7 @@ def store(
     fresh = [job for job in decision.jobs if (job.tenant_id, job.key) not in known]
     if not fresh:
         return []
-    rendered = _Renderer(connection, declarations)
+    rendered = Renderer(connection, declarations)
     rows = [_job_row(rendered.settle(job), now) for job in fresh]
     numbers = ledger.append_many(connection, [_decided(row) for row in rows])
     for row, seq in zip(rows, numbers, strict=True):
@@ -227,7 +192,7 @@ class _Settled:
     digest: str | None
 
 
-class _Renderer:
+class Renderer:
     """Renders jobs from published templates; each template is verified once per transaction."""
 
     def __init__(self, connection: psycopg.Connection, declarations: Declarations) -> None:
@@ -292,7 +257,7 @@ def dispatch(connection: psycopg.Connection, declarations: Declarations, now: dt
         missing = [name for name in row["route"] if (row["tenant_id"], name) not in registered]
         if missing:
             reason = f"no endpoint {', '.join(missing)} is registered for the tenant; register it, then retry the job"
-            changes.append(_Change(row, JobState.FAILED, reason))
+            changes.append(Move(row, JobState.FAILED, reason))
             continue
         message = Message(**row["message"])
         deliveries += [
@@ -301,10 +266,10 @@ def dispatch(connection: psycopg.Connection, declarations: Declarations, now: dt
             for name in row["route"]
         ]
         rule = declarations.action_rules.get(row["rule"])
-        changes.append(_Change(row, JobState.RUNNING, "", escalate_at=_escalate_at(rule, row, now)))
+        changes.append(Move(row, JobState.RUNNING, "", escalate_at=_escalate_at(rule, row, now)))
     if deliveries:
         queue.enqueue(connection, *deliveries, now=now)
-    _change(connection, changes, now)
+    move(connection, changes, now)
     return len(rows)
 
 
@@ -325,20 +290,20 @@ def settle(connection: psycopg.Connection, now: dt.datetime) -> int:
     for row in fetch_dicts(connection, _FINISHED, (_DISPATCH_PAGE,)):
         state = JobState.DLQ if row["dead"] else JobState.COMPLETED
         reason = f"given up at {', '.join(row['dead'])}; `barecount actions dlq list` shows why" if row["dead"] else ""
-        changes.append(_Change(row, state, reason))
-    _change(connection, changes, now)
+        changes.append(Move(row, state, reason))
+    move(connection, changes, now)
     return len(changes)
 
 
 def expire(connection: psycopg.Connection, now: dt.datetime) -> int:
     """Fail jobs whose approval came too late, in the caller's transaction; returns how many."""
     rows = fetch_dicts(connection, _EXPIRED, (now,))
-    _change(connection, [_Change(row, JobState.FAILED, "nobody approved it in time") for row in rows], now)
+    move(connection, [Move(row, JobState.FAILED, "nobody approved it in time") for row in rows], now)
     return len(rows)
 
 
 @dataclass(frozen=True)
-class _Change:
+class Move:
     """A job that goes into another state."""
 
     row: Mapping[str, Any]
@@ -351,7 +316,7 @@ class _Change:
     digest: str | None = None
 
 
-def _change(connection: psycopg.Connection, changes: Sequence[_Change], now: dt.datetime) -> None:
+def move(connection: psycopg.Connection, changes: Sequence[Move], now: dt.datetime) -> None:
     """Write states with their evidence and events. The rows must be locked by the caller's transaction."""
     if not changes:
         return
@@ -420,130 +385,6 @@ def _job_row(settled: _Settled, now: dt.datetime) -> dict[str, Any]:
     }
 
 
-# --- people -----------------------------------------------------------------------------------------------
-
-
-def listed(
-    connection: psycopg.Connection, *, tenant_id: str | None = None, state: str | None = None, rule: str | None = None,
-    limit: int = 50,
-) -> list[JobRow]:
-    """The newest jobs."""
-    return [JobRow(**row) for row in fetch_dicts(connection, _SELECT + _LIST, (tenant_id, state, rule, limit))]
-
-
-def since(connection: psycopg.Connection, moment: dt.datetime, limit: int = 200) -> list[JobRow]:
-    """Jobs that were decided on or changed since a moment, newest first."""
-    return [JobRow(**row) for row in fetch_dicts(connection, _SELECT + _SINCE, (moment, limit))]
-
-
-def get(connection: psycopg.Connection, job_id: int, tenant_id: str | None = None) -> JobRow:
-    """One job. Raises BareCountError declaration.unknown when the tenant has none of that number."""
-    rows = fetch_dicts(connection, _SELECT + _ONE, (job_id, tenant_id))
-    if not rows:
-        owner = f" of tenant {tenant_id}" if tenant_id else ""
-        raise BareCountError(ErrorCode.DECLARATION_UNKNOWN, f"there is no job {job_id}{owner}",
-                             hint="`barecount actions jobs` lists them")
-    return JobRow(**rows[0])
-
-
-def approve(
-    connection: psycopg.Connection, job_id: int, *, by: str, approve: bool, reason: str, now: dt.datetime,
-    tenant_id: str | None = None,
-) -> None:
-    """Let a job be sent, or not, in the caller's transaction.
-
-    Raises:
-        BareCountError: action.conflict when it does not wait for an approval.
-    """
-    row = _locked(connection, job_id, tenant_id, (JobState.PENDING_APPROVAL,), "approved")
-    if row["expires_at"] is not None and row["expires_at"] <= now:
-        ended = f"the time to approve job {job_id} ended at {row['expires_at']}"
-        raise BareCountError(ErrorCode.ACTION_CONFLICT, ended, hint=f"barecount actions retry {job_id} asks anew")
-    state = JobState.QUEUED if approve else JobState.FAILED
-    said = f"approved by {by}: {reason}" if approve else f"refused by {by}: {reason}"
-    _change(connection, [_Change(row, state, said, by=by)], now)
-
-
-def retry(
-    connection: psycopg.Connection, declarations: Declarations, job_id: int, *, by: str, now: dt.datetime,
-    tenant_id: str | None = None,
-) -> str:
-    """Send a failed or suppressed job after all, in the caller's transaction; returns its new state.
-
-    It is rendered again, from the template that is published now; where the rule wants an approval and nobody gave one,
-    it waits for one again. Deliveries that were given up are replayed with
-    `barecount actions dlq replay`, not here: what was sent is not sent again.
-
-    Raises:
-        BareCountError: action.conflict for a job in another state; template.unpublished.
-    """
-    row = _locked(connection, job_id, tenant_id, (JobState.FAILED, JobState.SUPPRESSED), "retried")
-    rule = declarations.action_rules.get(row["rule"])
-    asks = rule is not None and rule.spec.approval.required and row["kind"] == "alert" and row["approved_by"] is None
-    state = JobState.PENDING_APPROVAL if asks else JobState.QUEUED
-    settled = _Renderer(connection, declarations).settle(replace(JobDraft.from_json(row["draft"]), state=state))
-    reason = settled.draft.reason if settled.draft.state is JobState.FAILED else f"retried by {by}"
-    expires_at = now + dt.timedelta(seconds=seconds(rule.spec.approval.expires)) if rule and asks else None
-    _change(connection, [_Change(row, settled.draft.state, reason, by=by, message=settled.message,
-                                 digest=settled.digest, expires_at=expires_at)], now)
-    return settled.draft.state.value
-
-
-def acknowledge(
-    connection: psycopg.Connection, job_id: int, *, by: str, now: dt.datetime, tenant_id: str | None = None
-) -> None:
-    """Say that somebody takes care: it is not escalated any more. In the caller's transaction; once."""
-    row = _locked(connection, job_id, tenant_id, tuple(JobState), "acknowledged")
-    if row["acked_by"] is not None:
-        raise BareCountError(ErrorCode.ACTION_CONFLICT, f"job {job_id} was acknowledged by {row['acked_by']} already")
-    seq = ledger.append(connection, ledger.Entry(
-        row["tenant_id"], "action.acknowledged", row["job_key"], "1", {"job": job_id, "by": by}))
-    events.append(connection, events.Event(row["tenant_id"], "action.acknowledged", row["rule"], row["job_key"],
-                                           {"job_key": row["job_key"], "by": by}, evidence_seq=seq))
-    fetch(connection, "update platform.action_job set acked_by = $2, acked_at = $3, escalate_at = null "
-                      "where job_id = $1::bigint", (job_id, by, now))
-
-
-def silence(
-    connection: psycopg.Connection, tenant_id: str, *, rule: str | None, labels: Mapping[str, str],
-    starts_at: dt.datetime, ends_at: dt.datetime, reason: str, by: str,
-) -> int:
-    """Suppress jobs of a rule (None: any) with these labels for a time, in the caller's transaction."""
-    number = fetch(connection, "select nextval('platform.action_silence_silence_id_seq')")[0][0]
-    facts = {"rule": rule, "labels": dict(labels), "starts_at": starts_at.isoformat(), "ends_at": ends_at.isoformat(),
-             "reason": reason, "by": by}
-    seq = ledger.append(connection, ledger.Entry(tenant_id, "silence.created", str(number), "1", facts))
-    fetch(connection, _SILENCE, (number, tenant_id, rule, as_json(dict(labels)), starts_at, ends_at, reason, by, seq))
-    return number
-
-
-def unsilence(connection: psycopg.Connection, silence_id: int, *, by: str, now: dt.datetime,
-              tenant_id: str | None = None) -> None:
-    """End a silence now, in the caller's transaction."""
-    rows = fetch(connection, _END_SILENCE, (silence_id, now, tenant_id))
-    if not rows:
-        raise BareCountError(ErrorCode.DECLARATION_UNKNOWN, f"there is no active silence {silence_id}",
-                             hint="`barecount actions silences` lists them")
-    ledger.append(connection, ledger.Entry(rows[0][0], "silence.ended", str(silence_id), "1", {"by": by}))
-
-
-def silences(connection: psycopg.Connection, now: dt.datetime, tenant_id: str | None = None) -> list[Silence]:
-    """Silences that count now or will."""
-    return [Silence(**row) for row in fetch_dicts(connection, _SILENCES, (now, tenant_id))]
-
-
-def _locked(
-    connection: psycopg.Connection, job_id: int, tenant_id: str | None, allowed: tuple[JobState, ...], verb: str
-) -> dict[str, Any]:
-    get(connection, job_id, tenant_id)
-    row = fetch_dicts(connection, _LOCK_ONE, (job_id,))[0]
-    if row["state"] not in allowed:
-        states = ", ".join(allowed)
-        raise BareCountError(ErrorCode.ACTION_CONFLICT, f"job {job_id} is {row['state']}, only {states} can be {verb}",
-                             hint=f"barecount actions show {job_id}")
-    return row
-
-
 # --- rows -------------------------------------------------------------------------------------------------
 
 
@@ -595,20 +436,6 @@ from platform.action_group where tenant_id = any($1::text[]) or flush_at <= $2
 _ACTIVE_SILENCES = """
 select silence_id, tenant_id, rule, labels, starts_at, ends_at, reason, created_by
 from platform.action_silence where starts_at <= $1 and ends_at > $1 order by silence_id
-"""
-_SILENCES = """
-select silence_id, tenant_id, rule, labels, starts_at, ends_at, reason, created_by
-from platform.action_silence where ends_at > $1 and ($2::text is null or tenant_id = $2) order by silence_id
-"""
-_SILENCE = """
-insert into platform.action_silence (
-    silence_id, tenant_id, rule, labels, starts_at, ends_at, reason, created_by, evidence_seq)
-overriding system value values ($1::bigint, $2, $3, $4::text::jsonb, $5, $6, $7, $8, $9::bigint)
-"""
-_END_SILENCE = """
-update platform.action_silence set ends_at = greatest($2, starts_at + interval '1 microsecond')
-where silence_id = $1::bigint and ends_at > $2 and ($3::text is null or tenant_id = $3)
-returning tenant_id
 """
 _TO_ESCALATE = """
 select job_id, draft, escalate_at from platform.action_job
@@ -694,16 +521,3 @@ from jsonb_to_recordset($1::text::jsonb) as c (
     digest text)
 where j.job_id = c.job_id
 """
-_SELECT = """
-select job_id, tenant_id, job_key, rule, rule_version, kind, subject, dimensions, period, window_name, severity,
-    template, digest, route, correlation, state, reason, attempt, not_before, expires_at, escalate_at, acked_by,
-    acked_at, approved_by, decided_at, changed_at, evidence_seq, message, draft
-from platform.action_job
-"""
-_LIST = """
-where ($1::text is null or tenant_id = $1) and ($2::text is null or state = $2) and ($3::text is null or rule = $3)
-order by job_id desc limit $4::bigint
-"""
-_SINCE = "where changed_at >= $1 order by job_id desc limit $2::bigint"
-_LOCK_ONE = "select * from platform.action_job where job_id = $1::bigint for update"
-_ONE = "where job_id = $1::bigint and ($2::text is null or tenant_id = $2)"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from barecount_assets.stages.environment import StageEnvironment
-from resources.action import jobs, templates
+from resources.action import jobs, people, templates
 from resources.action.delivery import endpoints
 from resources.action.engine import Rulebook
 from resources.governance import declarations
@@ -131,10 +131,10 @@ class World:
         with self.database.transaction() as connection:
             return jobs.settle(connection, self.now)
 
-    def jobs(self, **filters: Any) -> list[jobs.JobRow]:
+    def jobs(self, **filters: Any) -> list[people.JobRow]:
         """Jobs, oldest first."""
         with self.database.connect(autocommit=True) as connection:
-            return jobs.listed(connection, **filters)[::-1]
+            return people.listed(connection, **filters)[::-1]
 
     def rows(self, statement: str, *parameters: Any) -> list[tuple]:
         with self.database.connect(autocommit=True) as connection:

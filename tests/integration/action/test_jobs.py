@@ -12,7 +12,10 @@ import psycopg
 import pytest
 
 from barecount_assets.action_work import ActionWork
-from resources.action import jobs, templates
+from barecount_assets.cli import status
+from resources.action import jobs, people, templates
+from resources.action.delivery import endpoints, queue
+from resources.action.delivery.model import Delivery, Message
 from resources.action.model import JobState
 from resources.governance.actions import ActionRule, ActionTemplate
 from resources.runtime import events
@@ -122,13 +125,13 @@ def test_without_a_published_template_a_job_fails_says_so_and_can_be_retried(
     (job,) = world.jobs()
     assert "template kpi_alert is not published for tenant acme" in job.reason
     with world.database.transaction() as connection:
-        assert jobs.retry(connection, world.declarations, job.job_id, by="ann", now=NOW) == "failed"
+        assert people.retry(connection, world.declarations, job.job_id, by="ann", now=NOW) == "failed"
     world.publish()
     with world.database.transaction() as connection:
-        assert jobs.retry(connection, world.declarations, job.job_id, by="ann", now=NOW) == "queued"
+        assert people.retry(connection, world.declarations, job.job_id, by="ann", now=NOW) == "queued"
     assert world.advance().dispatched == 1
     with pytest.raises(BareCountError, match="is running, only failed"), database.transaction() as connection:
-        jobs.retry(connection, world.declarations, job.job_id, by="ann", now=NOW)
+        people.retry(connection, world.declarations, job.job_id, by="ann", now=NOW)
 
 
 def test_a_route_to_an_endpoint_nobody_registered_fails_the_job_and_no_other(
@@ -159,18 +162,18 @@ def test_approval_comes_before_everything(settings: Settings, database: Database
     first, second, third = world.jobs()
     assert {job.state for job in world.jobs()} == {"pending approval"}
     with database.transaction() as connection:
-        jobs.approve(connection, first.job_id, by="bob", approve=True, reason="real", now=NOW)
-        jobs.approve(connection, second.job_id, by="bob", approve=False, reason="known", now=NOW)
+        people.approve(connection, first.job_id, by="bob", approve=True, reason="real", now=NOW)
+        people.approve(connection, second.job_id, by="bob", approve=False, reason="known", now=NOW)
     assert world.advance().dispatched == 1
     with pytest.raises(BareCountError) as refused, database.transaction() as connection:
-        jobs.approve(connection, first.job_id, by="eve", approve=True, reason="again", now=NOW)
+        people.approve(connection, first.job_id, by="eve", approve=True, reason="again", now=NOW)
     assert refused.value.code is ErrorCode.ACTION_CONFLICT
     world.advance(121)
     assert [(job.state, job.approved_by) for job in world.jobs()] == [
         ("running", "bob"), ("failed", None), ("failed", None)]
     assert world.jobs()[2].reason == "nobody approved it in time"
     with database.transaction() as connection:
-        state = jobs.retry(connection, world.declarations, third.job_id, by="ann", now=world.now)
+        state = people.retry(connection, world.declarations, third.job_id, by="ann", now=world.now)
     assert state == JobState.PENDING_APPROVAL, "a retry is no way around the approval"
 
 
@@ -190,7 +193,7 @@ def test_time_alone_makes_grouped_debounced_and_escalated_jobs(settings: Setting
     assert len(grouped.draft["occurrences"]) == 3
     acked = world.jobs(rule="urgent")[0]
     with database.transaction() as connection:
-        jobs.acknowledge(connection, acked.job_id, by="ann", now=world.now)
+        people.acknowledge(connection, acked.job_id, by="ann", now=world.now)
     real = dt.datetime.now(dt.UTC)  # a hold begins with the event, which has the time of the database
     world.now = real + 6 * MINUTE
     world.advance()
@@ -203,7 +206,7 @@ def test_time_alone_makes_grouped_debounced_and_escalated_jobs(settings: Setting
 
 def test_a_silence_suppresses_its_tenants_jobs_and_ends(world: World) -> None:
     with world.database.transaction() as connection:
-        number = jobs.silence(connection, "acme", rule=None, labels={"business_unit": "north"}, starts_at=NOW,
+        number = people.silence(connection, "acme", rule=None, labels={"business_unit": "north"}, starts_at=NOW,
                               ends_at=NOW + 60 * MINUTE, reason="migration", by="ann")
     world.happen(61)
     world.happen(61, unit="south")
@@ -212,11 +215,11 @@ def test_a_silence_suppresses_its_tenants_jobs_and_ends(world: World) -> None:
     assert sorted((j.tenant_id, j.dimensions["business_unit"], j.state) for j in world.jobs()) == [
         ("acme", "north", "suppressed"), ("acme", "south", "running"), ("globex", "north", "running")]
     with pytest.raises(BareCountError), world.database.transaction() as connection:
-        jobs.unsilence(connection, number, by="eve", now=NOW, tenant_id="globex")
+        people.unsilence(connection, number, by="eve", now=NOW, tenant_id="globex")
     with world.database.transaction() as connection:
-        jobs.unsilence(connection, number, by="ann", now=NOW)
-        assert jobs.silences(connection, NOW + MINUTE) == []
-        assert jobs.retry(connection, world.declarations, world.jobs(state="suppressed")[0].job_id, by="ann",
+        people.unsilence(connection, number, by="ann", now=NOW)
+        assert people.silences(connection, NOW + MINUTE) == []
+        assert people.retry(connection, world.declarations, world.jobs(state="suppressed")[0].job_id, by="ann",
                           now=NOW) == "queued"
 
 
@@ -263,6 +266,27 @@ def test_a_rule_may_answer_dead_letters_and_its_own_dead_letter_is_no_event(
     assert kinds == ["delivery.dlq", "delivery.dlq"]
 
 
+def test_status_says_what_of_a_tenants_actions_waits_for_somebody(
+    settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make(settings, database, rule("lost", route=["nowhere"]), rule("asks", approval={"required": True}))
+    world.happen(61)
+    world.advance()
+    with database.transaction() as connection:
+        assert people.attention(connection) == [people.Attention("acme", 1, 1, 0, [])]
+        queue.enqueue(connection, Delivery("globex", "k", "ops", Message("t", "x")), now=NOW)
+        endpoints.disable(connection, "globex", "ops", "by the test", now=NOW)
+        assert people.attention(connection)[1:] == [people.Attention("globex", 0, 0, 0, ["ops"])]
+    status.show(world.environment, as_json=False)
+    shown = capsys.readouterr().out
+    assert "approve acme: 1 actions: `barecount actions jobs --tenant acme --state 'pending approval'`" in shown
+    assert "failed actions acme: 1: `barecount actions jobs --tenant acme --state failed`" in shown
+    assert "endpoints that take nothing globex: ops: `barecount actions endpoints list --tenant globex`" in shown
+    status.show(world.environment, as_json=True)
+    found = {row["tenant"]: row["actions"] for row in json.loads(capsys.readouterr().out)}
+    assert (found["acme"]["failed"], found["globex"]["unwell"]) == (1, ["ops"])
+
+
 def test_one_tenant_reaches_nothing_of_another(world: World) -> None:
     world.happen(61)
     world.happen(61, tenant="globex")
@@ -273,11 +297,11 @@ def test_one_tenant_reaches_nothing_of_another(world: World) -> None:
     assert "globex" not in as_json([ours.draft, ours.message])
     with world.database.transaction() as connection:
         for call in (
-            lambda: jobs.get(connection, theirs.job_id, "acme"),
-            lambda: jobs.acknowledge(connection, theirs.job_id, by="eve", now=NOW, tenant_id="acme"),
-            lambda: jobs.approve(connection, theirs.job_id, by="eve", approve=True, reason="x", now=NOW,
+            lambda: people.get(connection, theirs.job_id, "acme"),
+            lambda: people.acknowledge(connection, theirs.job_id, by="eve", now=NOW, tenant_id="acme"),
+            lambda: people.approve(connection, theirs.job_id, by="eve", approve=True, reason="x", now=NOW,
                                  tenant_id="acme"),
-            lambda: jobs.retry(connection, world.declarations, theirs.job_id, by="eve", now=NOW, tenant_id="acme"),
+            lambda: people.retry(connection, world.declarations, theirs.job_id, by="eve", now=NOW, tenant_id="acme"),
         ):
             with pytest.raises(BareCountError, match=f"no job {theirs.job_id} of tenant acme"):
                 call()

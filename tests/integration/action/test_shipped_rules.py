@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from resources.action import jobs
+from resources.action import jobs, people
 from resources.governance import declarations
 from resources.runtime import events
 from resources.runtime.database import Database, fetch
@@ -72,7 +72,7 @@ def test_unusual_cancellations_are_told_of_on_exactly_the_days_that_had_them(
     done = jobs.evaluate(database, declared, jobs.rulebook(declared), lambda: NOW)
     assert done.events == len(series)
     with database.connect(autocommit=True) as connection:
-        found = [job for job in jobs.listed(connection, limit=1_000) if job.kind == "alert"][::-1]
+        found = [job for job in people.listed(connection, limit=1_000) if job.kind == "alert"][::-1]
     expected = unusual(series)
     assert [job.period for job in found] == expected and len(expected) == 5
     assert {job.rule for job in found} == {"cancellations_unusual"}
