@@ -132,14 +132,15 @@ def run(
         asked = RunRequested(
             request.pipeline, request.tenant_id, request.start, request.end, dict(request.source_paths))
         decisions = admission.admit_run(environment, asked, trigger="command", requested_by=request.requested_by)
-        outcome = _run_in_dagster(environment, request, check_lock, progress, on_receipt)
+        numbers = [decision.decision_id for decision in decisions]
+        outcome = _run_in_dagster(environment, request, numbers, check_lock, progress, on_receipt)
         outcome.warnings = tuple(warning for decision in decisions for warning in decision.warnings)
         return outcome
 
 
 def _run_in_dagster(
-    environment: StageEnvironment, request: RunRequest, check_lock: Callable[[], None], progress: Progress,
-    on_receipt: Callable[[StageReceipt], None] | None,
+    environment: StageEnvironment, request: RunRequest, decisions: Sequence[int], check_lock: Callable[[], None],
+    progress: Progress, on_receipt: Callable[[StageReceipt], None] | None,
 ) -> RunOutcome:
     instance = open_instance(environment.settings, environment.database)
     from barecount_assets import keys, partitions
@@ -153,7 +154,7 @@ def _run_in_dagster(
         if on_receipt is not None:
             on_receipt(receipt)
 
-    runner = Runner(environment, progress, collect, check_lock, admitted=True)
+    runner = Runner(environment, progress, collect, check_lock, admitted=decisions)
     definitions = build_defs(environment.settings.project_dir, {"runner": runner}, environment.declarations)
     job = definitions.resolve_job_def(request.pipeline)
     try:

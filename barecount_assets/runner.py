@@ -15,7 +15,9 @@ from barecount_assets import admission, keys, partitions
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.approvals import RunRequested
+from resources.governance.decision_points import highest_classification
 from resources.host import runner_catalog
+from resources.runners.bounds import Bounds
 from resources.runners.facade import Progress, RunnerFacade
 from resources.runners.stage import CheckOutcome, StageReceipt, StageSpec
 from resources.runtime import events, logs
@@ -34,8 +36,8 @@ class Runner:
     A run that holds a lock of its own gives `check_lock`: no stage starts once that raises, and a stage that lost the
     database, and the lock with it, is not tried again.
 
-    Unless it was `admitted` already, a run asks the policies once per tenant, before its first stage that has something
-    to do; what they refuse fails at once and is not tried again.
+    Unless it was `admitted` already, by the decisions of these numbers, a run asks the policies once per tenant, before
+    its first stage that has something to do; what they refuse fails at once and is not tried again.
     """
 
     def __init__(
@@ -45,12 +47,12 @@ class Runner:
         on_receipt: Callable[[StageReceipt], None] | None = None,
         check_lock: Callable[[], None] | None = None,
         *,
-        admitted: bool = False,
+        admitted: Sequence[int] | None = None,
     ) -> None:
         self._environment, self._progress, self._on_receipt = environment, progress, on_receipt
         self._check_lock = check_lock
         self._admitted = admitted
-        self._answers: dict[tuple[str, str], BareCountError | None] = {}
+        self._answers: dict[tuple[str, str], BareCountError | tuple[int, ...]] = {}
         self.first_error: BareCountError | None = None
 
     @cached_property
@@ -68,7 +70,13 @@ class Runner:
             {"BARECOUNT_PROJECT_DIR": str(settings.project_dir), "BARECOUNT_DATA_DIR": str(settings.data_dir),
              "BARECOUNT_RAW_STORE": settings.raw_store, "BARECOUNT_DATABASE_URL": environment.database.admin_url,
              "BARECOUNT_ENVIRONMENT": settings.environment},
+            self._bounds,
         )
+
+    def _bounds(self, spec: StageSpec) -> Bounds:
+        declarations = self._opened.declarations
+        return Bounds(declarations.tenant(spec.tenant_id).spec.runners,
+                      highest_classification(declarations.contracts_of(spec.pipeline)))
 
     def run(self, context: dg.AssetExecutionContext, spec: StageSpec) -> StageReceipt:
         """Run a stage; its progress and its error envelope go into the run's log.
@@ -82,7 +90,8 @@ class Runner:
             receipt = self._nothing_to_do(context, spec)
             if receipt is None:
                 receipt = self._facade.run(
-                    spec, self._progress or _log_progress(context), context, occasion=context.run_id)
+                    spec, self._progress or _log_progress(context), context, occasion=context.run_id,
+                    decisions=self._decisions(context, spec))
         except Exception as cause:
             error = cause if isinstance(cause, BareCountError) else unexpected(cause)
             self.first_error = self.first_error or error
@@ -108,18 +117,25 @@ class Runner:
         Raises:
             BareCountError: policy.denied, approval.required.
         """
-        key = (context.run_id, spec.tenant_id)
-        if self._admitted or (key in self._answers and self._answers[key] is None):
+        if self._admitted is not None:
             return None
+        key = (context.run_id, spec.tenant_id)
         if key not in self._answers:
             found = execute(replace(spec, probe=True), _silent, self._opened)
             if not found.changed:
                 return found
-            self._answers[key] = _refusal(self._opened, context, spec)
-        if (refused := self._answers[key]) is not None:
+            self._answers[key] = _answer(self._opened, context, spec)
+        if isinstance(refused := self._answers[key], BareCountError):
             raise BareCountError(  # each stage it stops is an occurrence of its own
                 refused.code, refused.message, hint=refused.hint, details=refused.details)
         return None
+
+    def _decisions(self, context: dg.AssetExecutionContext, spec: StageSpec) -> Sequence[int]:
+        """Numbers of the decisions that let the run start for the stage's tenant."""
+        if self._admitted is not None:
+            return self._admitted
+        answer = self._answers[context.run_id, spec.tenant_id]
+        return () if isinstance(answer, BareCountError) else answer
 
     def _tell_of_failure(self, spec: StageSpec, error: BareCountError) -> None:
         """Put the failure among the events, where the database can still be reached; the log has it in any case."""
@@ -138,10 +154,10 @@ class Runner:
             logs.get_logger("runner").warning("a failure could not be told: %s", unreachable.message)
 
 
-def _refusal(
+def _answer(
     environment: StageEnvironment, context: dg.AssetExecutionContext, spec: StageSpec
-) -> BareCountError | None:
-    """Why the policies do not let the run go on for the stage's tenant; None when they do."""
+) -> BareCountError | tuple[int, ...]:
+    """Why the policies do not let the run go on for the stage's tenant; the numbers of their decisions when they do."""
     tags = context.run.tags
     start, end = partitions.day_of(context) or _window(spec)
     run = RunRequested(spec.pipeline, spec.tenant_id, start, end, partitions.source_paths(context),
@@ -156,7 +172,7 @@ def _refusal(
         raise
     for warning in (warning for decision in decisions for warning in decision.warnings):
         context.log.warning(warning)
-    return None
+    return tuple(decision.decision_id for decision in decisions)
 
 
 def _window(spec: StageSpec) -> tuple[dt.date, dt.date]:

@@ -14,6 +14,7 @@ import typer
 from barecount_assets.cli import (
     action_jobs,
     action_templates,
+    agent,
     approvals,
     contracts,
     drift,
@@ -49,6 +50,7 @@ app.add_typer(lineage.app, name="lineage")
 app.add_typer(runners.app, name="runners")
 app.add_typer(serve.app, name="serve")
 command(app)(replay.replay)
+command(app)(agent.agent)
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:

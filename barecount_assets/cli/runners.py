@@ -33,8 +33,9 @@ def listed(environment: In = None, as_json: Json = False) -> None:
         [(row["class"], row["backend"], name, size["vcpu"], size["memory_mb"], size["concurrency"],
           size["timeout_seconds"], size["flavor"] or "-") for row in rows for name, size in row["sizes"].items()],
         right=(3, 4, 5, 6)))
-    typer.echo("network profiles: " + ", ".join(
-        f"{name} ({'public' if network.public else 'private'})" for name, network in declared.spec.networks.items()))
+    kinds = {name: "by an agent" if network.queue else "public" if network.public else "private"
+             for name, network in declared.spec.networks.items()}
+    typer.echo("network profiles: " + ", ".join(f"{name} ({kind})" for name, kind in kinds.items()))
 
 
 @command(app)
@@ -68,7 +69,7 @@ def test(
     """A dry run: what a stage of this placement would be given, and what policies would say to it."""
     from resources.governance import declarations, policies
     from resources.governance.decision_points import RunStart, cost_class, highest_classification
-    from resources.governance.subscriptions import datasets_of
+    from resources.runners.bounds import Bounds
     from resources.runners.facade import RunnerFacade
     from resources.runners.stage import Placement, Stage, StageSpec
 
@@ -79,28 +80,30 @@ def test(
     owner = tenant or manifest.spec.tenants[0]
     known.effective(manifest.name, owner)
     spec = StageSpec(Stage.NORMALIZATION, owner, manifest.name, Placement(runner_class, size, network_profile))
+    classification = highest_classification(known.contracts_of(manifest.name))
+    bounds = Bounds(known.tenant(owner).spec.runners, classification)
     work = RunnerFacade(declared, sizes, _refuse).plan(spec, "dry run")
+    outside = bounds.problems(spec, work.network, declared)
     facts = RunStart(
         tenant=owner, pipeline=manifest.name, runner_class=runner_class, runner_size=size,
         network_profile=network_profile, cost_class=cost_class(runner_class, size),
-        classification=highest_classification(
-            contract for (dataset, _), contract in known.contracts.items()
-            if dataset in datasets_of(known, manifest.name)),
+        classification=classification,
     )
     verdict = policies.evaluate(policies.PolicySet.of(known.policies), facts)
     answer = {
-        "would_run": verdict.effect in ("allow", "warn"), "policy": verdict.effect,
+        "would_run": verdict.effect in ("allow", "warn") and not outside, "policy": verdict.effect,
         "because": [f"{match.policy}/{match.rule}: {match.message}" for match in verdict.matched]
-        + [str(problem) for problem in verdict.problems],
-        "backend": declared.backend_of(runner_class).model_dump(), "identity": dict(work.identity),
+        + [str(problem) for problem in verdict.problems] + outside,
+        "backend": declared.backend_on(runner_class, network_profile).model_dump(), "identity": dict(work.identity),
         "size": work.size.model_dump(), "network": work.network.model_dump(),
         "tags": dict(work.tags), "payload": work.run_spec.to_json(),
     }
     if as_json:
         output.print_json(answer)
     else:
+        why = "not allowed" if outside else verdict.effect
         typer.echo(f"{manifest.name} of {owner} in {declared.name}: "
-                   + ("would run" if answer["would_run"] else f"would not run ({verdict.effect})"))
+                   + ("would run" if answer["would_run"] else f"would not run ({why})"))
         for reason in answer["because"]:
             typer.echo(f"  {reason}")
         for name in ("backend", "size", "network", "tags"):

@@ -30,6 +30,7 @@ module "security" {
   repository_name       = module.declared.name
   database_secret_name  = "${module.declared.name}/database-url"
   tenant_secrets_prefix = "${module.declared.name}/tenants/"
+  agent_queues          = module.declared.agent_queues
 }
 
 module "observability" {

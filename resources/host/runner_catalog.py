@@ -26,12 +26,13 @@ from resources.runtime.declared import (
     refusal,
 )
 from resources.runtime.errors import BareCountError, ErrorCode
-from resources.runtime.yaml_source import Finding, read_yaml
+from resources.runtime.yaml_source import Finding, YamlSource, read_yaml
 
 RunnerClassName = Literal["serverless", "container", "managed_etl", "dedicated_compute"]
 NetworkProfile = Literal["public_vpc_egress", "private_vpc", "privatelink", "vpn", "on_premise_agent"]
 BackendName = Literal["in_process", "subprocess", "lambda", "fargate", "glue", "ec2", "agent"]
 SizeName = Literal["small", "medium", "large", "xlarge"]
+Classification = Literal["public", "internal", "confidential", "restricted"]
 SIZES: tuple[SizeName, ...] = get_args(SizeName)
 
 SIZES_FILE = "contracts/platform/runner_sizes.yaml"
@@ -164,13 +165,23 @@ class Network(Declared):
     """What a network profile is in an environment.
 
     `public`: whether the runner reaches the internet. `endpoints` are names of private endpoints that must resolve
-    before a run starts.
+    before a run starts. `classification` is the strictest that data on it may have; left out: internal on a public
+    network, restricted on others. With `queue`, work on it is not started from here, whatever its class: an agent
+    inside of it polls the queue.
     """
 
     public: bool
+    classification: Classification | None = None
     subnets: tuple[Text, ...] = ()
     security_groups: tuple[Text, ...] = ()
     endpoints: tuple[Text, ...] = ()
+    queue: Text | None = None
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Classifications that data on it may have, the strictest last."""
+        levels = get_args(Classification)
+        return levels[:levels.index(self.classification or ("internal" if self.public else "restricted")) + 1]
 
 
 class EnvironmentMetadata(Declared):
@@ -208,6 +219,14 @@ class Environment(DeclaredDocument):
     def backend_of(self, runner_class: str) -> AnyBackend:
         """Raises BareCountError runner.unknown for a class the environment does not map."""
         return _known("runner class", runner_class, self.spec.classes, self.name)  # type: ignore[arg-type]
+
+    def backend_on(self, runner_class: str, profile: str) -> AnyBackend:
+        """The backend of a class on a network profile: the agent's where one polls for it, else the class's own.
+
+        Raises BareCountError runner.unknown for a class or profile the environment does not have.
+        """
+        declared, network = self.backend_of(runner_class), self.network_of(profile)
+        return declared if network.queue is None else Agent(backend="agent", queue=network.queue)
 
     def network_of(self, profile: str) -> Network:
         """Raises BareCountError runner.unknown for a profile the environment does not declare."""
@@ -277,10 +296,28 @@ def findings(project_dir: Path) -> list[Finding]:
                 found.append(source.finding(
                     ("spec", "classes", runner_class, "backend"), f"{SIZES_FILE} has no sizes of the backend",
                     found=declared.backend, allowed=listed(sizes.spec.backends)))
-            on_aws = declared.backend in ("lambda", "fargate", "glue", "ec2")
+            on_aws = declared.backend not in ("in_process", "subprocess")
             for needed in ("region", "messages"):
                 if on_aws and getattr(environment.spec, needed) is None:
                     found.append(source.finding(("spec",), f"{declared.backend} needs {needed}", allowed=needed))
+        found += _of_networks(source, environment)
+    return found
+
+
+def _of_networks(source: YamlSource, environment: Environment) -> list[Finding]:
+    """A profile with an agent has no subnets here, and needs where to talk; on_premise_agent is one with an agent."""
+    found = []
+    for profile, network in environment.spec.networks.items():
+        at = ("spec", "networks", profile)
+        if profile == "on_premise_agent" and network.queue is None:
+            found.append(source.finding(at, "names no queue for its agent", allowed="queue: <name of an SQS queue>"))
+        if network.queue is None:
+            continue
+        if network.subnets or network.security_groups or network.endpoints:
+            found.append(source.finding(at, "an agent's network is not made of subnets, groups and endpoints"))
+        for needed in ("region", "messages"):
+            if getattr(environment.spec, needed) is None:
+                found.append(source.finding(("spec",), f"an agent needs {needed}", allowed=needed))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 
+from resources.host.runner_catalog import NetworkProfile
 from resources.runtime.declared import (
     Cron,
     Declared,
@@ -23,6 +24,7 @@ from resources.runtime.declared import (
 )
 from resources.security.egress import EgressPolicy, Opening
 
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[1-9]$")]
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 
 
@@ -152,6 +154,16 @@ class Quotas(Declared):
     rows_per_day: int | None = Field(default=None, ge=1)
 
 
+class RunnerBounds(Declared):
+    """Where work on the tenant's data may run; what is left out is not limited.
+
+    `regions` is held against the region of the environment: a machine of one's own has none.
+    """
+
+    network_profiles: tuple[NetworkProfile, ...] | None = Field(default=None, min_length=1)
+    regions: tuple[Region, ...] | None = Field(default=None, min_length=1)
+
+
 class TenantMetadata(Declared):
     """Identity of a tenant. `id` is in every row, run, event and decision."""
 
@@ -164,7 +176,7 @@ class TenantSpec(Declared):
     """What a tenant consists of. `region` is a cloud region, `currency` an ISO 4217 code."""
 
     status: Literal["draft", "active", "suspended", "offboarded"]
-    region: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[1-9]$")]
+    region: Region
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
     timezone: TimeZone
     calendar: Calendar
@@ -172,6 +184,7 @@ class TenantSpec(Declared):
     overrides: dict[Name, PipelineOverride] = Field(default_factory=dict)
     egress: tuple[EgressOpening, ...] = ()
     quotas: Quotas = Quotas()
+    runners: RunnerBounds = RunnerBounds()
 
     @field_validator("contacts")
     @classmethod

@@ -28,6 +28,8 @@ from resources.runners.work import Progress, RunSpec
 from resources.runtime import logs
 from resources.runtime.errors import BareCountError, ErrorCode, unexpected
 
+PARENT_VARIABLE = "BARECOUNT_PARENT"
+"""Says which process starts a payload on its own machine: it may be gone before the payload could see it."""
 RECEIPT, ERROR = "receipt", "error"
 OUTCOME_KEY = "outcome.json"
 """Object beside the messages in S3 that says once more how it ended: messages can be lost, see `_report`."""
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str], execute: Execute) -> int:
     _stop_when_interrupted()
     if "DAGSTER_PIPES_CONTEXT" not in os.environ:
         return _speak_on_stdout(run_spec, execute)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(_parent(),), daemon=True).start()
     serve(run_spec, execute, os.environ)
     return 0
 
@@ -62,11 +64,13 @@ def unnamed(arguments: Sequence[str]) -> list[str]:
     """Arguments of the entry point from those a Glue job gives, which all have names.
 
     `--run-spec` is RUN_SPEC; the parameters of Dagster Pipes and what begins with BARECOUNT_ become environment
-    variables; others are Glue's own. Arguments without `--run-spec` are returned as they are.
+    variables, the run's id among them; others are Glue's own. Arguments without `--run-spec` are returned as they are.
     """
     if "--run-spec" not in arguments:
         return list(arguments)
     named = dict(zip(arguments, arguments[1:], strict=False))
+    if run := named.get("--JOB_RUN_ID"):
+        os.environ["BARECOUNT_INSTANCE_ID"] = run
     for name, value in named.items():
         variable = name.removeprefix("--").replace("-", "_").upper()
         if name.startswith("--") and variable.startswith(("DAGSTER_PIPES_", "BARECOUNT_")):
@@ -116,7 +120,7 @@ def read_run_spec(argument: str) -> RunSpec:
 
 
 def _outcome(run_spec: RunSpec, execute: Execute, progress: Progress) -> dict[str, Any]:
-    who = {**run_spec.identity, **identity.software(), **_instance()}
+    who = {**run_spec.identity, **identity.software(), **identity.machine()}
     try:
         with identity.running_as(who):
             receipt = execute(run_spec.spec, progress)
@@ -152,16 +156,6 @@ def _channels(bootstrap: Mapping[str, str]) -> tuple[Any, Any]:
         if "bucket" in messages:
             writer = dagster_pipes.PipesS3MessageWriter(client, interval=_LOG_EVERY_SECONDS)
     return reader, writer
-
-
-def _instance() -> dict[str, str]:
-    """What only the machine itself knows, from the variables the services of AWS set."""
-    known = {
-        "region": os.environ.get("AWS_REGION"),
-        "instance": os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME") or os.environ.get("BARECOUNT_INSTANCE_ID"),
-        "image": os.environ.get("BARECOUNT_IMAGE_DIGEST"),
-    }
-    return {name: value for name, value in known.items() if value}
 
 
 def _report(pipes: Any, bootstrap: Mapping[str, str], outcome: Mapping[str, Any]) -> None:
@@ -217,6 +211,10 @@ def _stop_when_interrupted() -> None:
 
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, interrupted)
+
+
+def _parent() -> int:
+    return int(os.environ.get(PARENT_VARIABLE) or os.getppid())
 
 
 def _end_with(parent: int) -> None:

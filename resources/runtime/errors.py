@@ -54,6 +54,7 @@ class ErrorCode(enum.StrEnum):
     RUN_IN_PROGRESS = "run.in_progress"
     RUN_UNKNOWN = "run.unknown"
     RUNNER_UNKNOWN = "runner.unknown"
+    RUNNER_NOT_ALLOWED = "runner.not_allowed"
     RUNNER_LOST = "runner.lost"
     RUNNER_TIMEOUT = "runner.timeout"
     RUNNER_NETWORK = "runner.network"

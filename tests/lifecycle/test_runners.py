@@ -81,6 +81,10 @@ def test_evidence_says_where_a_stage_ran(in_process: Project, in_processes: Proj
         runners = [json.loads(body)["payload"]["runner"] for (body,) in bodies]
         assert {runner["backend"] for runner in runners} == {backend}
         assert all(runner["class"] == "container" and "psycopg" in runner["drivers"] for runner in runners)
+        decided = {str(number) for (number,) in project.rows("select decision_id from platform.policy_decision")}
+        for runner in runners:
+            assert runner["policy_decisions"] and set(runner["policy_decisions"].split(", ")) <= decided
+            assert runner["instance"] and len(runner["code"]) == 64 and "tenant=acme" in runner["cost_tags"]
 
 
 def test_no_payload_outlives_its_run(in_processes: Project) -> None:

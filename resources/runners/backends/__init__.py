@@ -15,6 +15,7 @@ _MODULES = {
     "ec2": "resources.runners.backends.ec2",
     "glue": "resources.runners.backends.glue",
     "fargate": "resources.runners.backends.fargate",
+    "agent": "resources.runners.backends.agent",
 }
 
 

@@ -35,6 +35,8 @@ _CAPACITY_FIRST_SECONDS, _CAPACITY_LONGEST_SECONDS = 5.0, 60.0
 # Faster than the payload writes (every two to three seconds), or its last word would wait behind the others.
 _READ_EVERY_SECONDS = 1
 _LAST_LINES = 8
+STOP = "stop"
+"""Object in a conversation that, once there, tells a payload nothing else can reach to stop."""
 _THROTTLED = frozenset({"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded"})
 # Where project, stores and database are, a payload on AWS is told by the definition it runs from, and secrets reach it
 # from Secrets Manager: what a call carries can be read by everybody who may describe it.
@@ -224,8 +226,8 @@ class Conversation:
 
     @property
     def stop(self) -> str:
-        """Address of the object that, once there, tells a payload nothing else can reach to stop."""
-        return f"s3://{self.bucket}/{self.prefix}/stop"
+        """Address of the stop sign, see `STOP`."""
+        return f"s3://{self.bucket}/{self.prefix}/{STOP}"
 
     @property
     def injector(self) -> PipesS3ContextInjector:
@@ -233,6 +235,15 @@ class Conversation:
 
     def put(self, address: str, text: str) -> None:
         self.client.put_object(Bucket=self.bucket, Key=address.removeprefix(f"s3://{self.bucket}/"), Body=text.encode())
+
+    def get(self, name: str) -> str:
+        """The text of an object of this conversation."""
+        return self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}")["Body"].read().decode()
+
+    def marks(self) -> dict[str, str]:
+        """Objects right in this conversation, not below it: name and ETag."""
+        found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=f"{self.prefix}/", Delimiter="/")
+        return {item["Key"].rpartition("/")[2]: item["ETag"] for item in found.get("Contents", ())}
 
     def keep(self, address: str, text: str) -> None:
         """Put something that stays when the conversation is over, until the bucket's rules remove it."""

@@ -20,7 +20,7 @@ class InProcessBackend:
     name: str = "in_process"
 
     def run(self, work: Work, progress: Progress, context: Any) -> StageReceipt:
-        with identity.running_as({**work.identity, **identity.software()}):
+        with identity.running_as({**work.identity, **identity.software(), **identity.machine()}):
             return self.execute(work.spec, progress)
 
 

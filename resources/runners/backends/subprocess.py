@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from resources.host.runner_catalog import Environment, Subprocess
 from resources.runners import pipes
-from resources.runners.payload import Execute
+from resources.runners.payload import PARENT_VARIABLE, Execute
 from resources.runners.stage import StageReceipt
 from resources.runners.work import Progress, Work
 
@@ -28,8 +29,9 @@ class SubprocessBackend:
             output = Path(folder) / "output.log"
             run_spec = replace(work.run_spec, output_path=str(output))
             progress(f"{work.spec.stage} as a process of its own", 0, 0)
+            variables = {**work.variables, PARENT_VARIABLE: str(os.getpid())}
             return pipes.receipt_of(
-                lambda: dg.PipesSubprocessClient(env=dict(work.variables)).run(
+                lambda: dg.PipesSubprocessClient(env=variables).run(
                     context=context, command=[sys.executable, "-m", "barecount_assets.stages", run_spec.text()]),
                 work, where="the process", last_words=lambda: pipes.tail(output),
             )

@@ -26,6 +26,8 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 REGION, ACCOUNT = "eu-west-1", "123456789012"
+METADATA = "/task-metadata/"
+"""Where a task asks who it is: ECS gives each an address of its own, here with its ARN in it."""
 PROJECT = Path(__file__).resolve().parents[3]
 
 _ERROR = {
@@ -143,6 +145,9 @@ class Cloud:
     def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
+        if environ["PATH_INFO"].startswith(METADATA):
+            arn = environ["PATH_INFO"].removeprefix(METADATA).removesuffix("/task")
+            return _send(Answer(200, json.dumps({"TaskARN": arn})), start_response)
         call = _call(environ, body)
         name = f"{call.service}.{call.operation}"
         self.calls.append(call)

@@ -32,11 +32,12 @@ from resources.runtime.database import Database
 from resources.runtime.errors import BareCountError
 from resources.runtime.settings import Settings
 from tests.conftest import PROJECT
-from tests.integration.runners.cloud import ACCOUNT, REGION, Answer, Call, Cloud, credentials
+from tests.integration.runners.cloud import ACCOUNT, METADATA, REGION, Answer, Call, Cloud, credentials
 
 ENVIRONMENT = runner_catalog.read_environment(PROJECT, "aws-dev")
 BUCKET = (ENVIRONMENT.spec.messages or "").removeprefix("s3://").partition("/")[0]
 SIZES = runner_catalog.read_sizes(PROJECT)
+IMAGE = f"sha256:{'0' * 64}"
 FUNCTION = """
 import json, sys
 from barecount_assets.stages.on_lambda import handler
@@ -85,7 +86,8 @@ class World:
     def defined(self) -> dict[str, str]:
         """What a task definition, a function, a job or an image sets: where everything is."""
         return {"BARECOUNT_PROJECT_DIR": str(PROJECT), "BARECOUNT_DATA_DIR": str(self.settings.data_dir),
-                "BARECOUNT_RAW_STORE": self.settings.raw_store, "BARECOUNT_DATABASE_URL": self.database.admin_url}
+                "BARECOUNT_RAW_STORE": self.settings.raw_store, "BARECOUNT_DATABASE_URL": self.database.admin_url,
+                "BARECOUNT_IMAGE_DIGEST": IMAGE}
 
     def work(self, runner_class: str, *, size: str = "medium", network: str = "private_vpc", occasion: str = "run-1",
              tenant: str = "acme") -> Work:
@@ -143,6 +145,7 @@ class World:
             arn = json.loads(answered)["tasks"][0]["taskArn"]
             override = call.body["overrides"]["containerOverrides"][0]
             variables = {item["name"]: item["value"] for item in override["environment"]}
+            variables["ECS_CONTAINER_METADATA_URI_V4"] = f"{self.cloud.url}{METADATA}{arn}"
             machine = machines[arn] = self.cloud.start(override["command"], {**self.defined, **variables})
             threading.Thread(target=ended, args=(arn, machine), daemon=True).start()
             if then is not None:
@@ -184,7 +187,8 @@ class World:
         job = get_backend("glue")[ACCOUNT][REGION].jobs["barecount-dev-stage-private-vpc"]
 
         def started(call: Call, answered: bytes) -> None:
-            words = [word for pair in call.body["Arguments"].items() for word in pair]
+            given = {**call.body["Arguments"], "--JOB_RUN_ID": json.loads(answered)["JobRunId"]}
+            words = [word for pair in given.items() for word in pair]
             machine = self.cloud.start(["python", "-m", "barecount_assets.stages", *words], self.defined)
             threading.Thread(target=ended, args=(machine, job.job_runs[-1]), daemon=True).start()
 
@@ -328,7 +332,7 @@ def _lay_out() -> None:
     size = SIZES.size("lambda", "small")
     boto3.client("lambda").create_function(
         FunctionName="barecount-dev-stage-small-private-vpc", Role=role, PackageType="Image",
-        Code={"ImageUri": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/barecount@sha256:{'0' * 64}"},
+        Code={"ImageUri": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/barecount@{IMAGE}"},
         MemorySize=size.memory_mb, Timeout=size.timeout_seconds, VpcConfig={
             "SubnetIds": subnets(*ENVIRONMENT.network_of("private_vpc").subnets),
             "SecurityGroupIds": [group["GroupId"] for group in ec2.describe_security_groups(Filters=[

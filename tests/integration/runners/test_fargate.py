@@ -17,7 +17,7 @@ from resources.runners.backends.fargate import FargateBackend
 from resources.runtime.database import Database
 from resources.runtime.errors import BareCountError, ErrorCode
 from tests.integration.runners.cloud import Answer
-from tests.integration.runners.conftest import ENVIRONMENT, World, subnets
+from tests.integration.runners.conftest import ENVIRONMENT, IMAGE, World, subnets
 
 DECLARED = ENVIRONMENT.backend_of("container")
 
@@ -39,7 +39,14 @@ def test_a_stage_on_fargate_leaves_what_it_leaves_in_process(
     assert outcome.error is None and outcome.receipt is not None
     here = world.in_process(new_database())
     assert outcome.receipt.outputs == here.outputs and outcome.receipt.counts == here.counts
-    assert outcome.receipt.runner["backend"] == "fargate" and outcome.receipt.runner["region"] == world.aws.region
+    (task,) = boto3.client("ecs").list_tasks(cluster=DECLARED.cluster, desiredStatus="STOPPED")["taskArns"]
+    who = outcome.receipt.runner
+    assert (who["class"], who["size"], who["backend"]) == ("container", "medium", "fargate")
+    assert (who["environment"], who["network_profile"]) == ("aws-dev", "private_vpc")
+    assert (who["region"], who["instance"], who["image"]) == (world.aws.region, task, IMAGE)
+    assert "psycopg" in who["drivers"] and len(who["code"]) == 64
+    assert who["cost_tags"] == ("environment=dev, pipeline=order_to_cash, product=barecount, stage=calendar, "
+                                "tenant=acme")
 
     (call,) = world.cloud.made("ecs.RunTask")
     assert call["cluster"] == DECLARED.cluster and call["taskDefinition"] == DECLARED.task_definition

@@ -5,7 +5,8 @@ locals {
   declared = yamldecode(file("${local.folder}/deploy/environments/aws-${var.environment}.yaml"))
   sizes    = yamldecode(file("${local.folder}/contracts/platform/runner_sizes.yaml")).spec.backends
   spec     = local.declared.spec
-  networks = local.spec.networks
+  # Work on a profile with a queue is done by an agent elsewhere: nothing of its network is made here.
+  networks = { for profile, network in local.spec.networks : profile => network if try(network.queue, null) == null }
 
   # s3://barecount-dev-runs/messages: the bucket's name gives the others theirs, as names of buckets are one world.
   messages         = regex("^s3://(?P<bucket>[^/]+)/?(?P<prefix>.*)$", local.spec.messages)

@@ -104,3 +104,10 @@ output "instance_type" {
   description = "Instance type of the medium size; a run brings its own."
   value       = local.sizes.ec2.medium.flavor
 }
+
+output "agent_queues" {
+  description = "Names of queues that agents poll, by network profile."
+  value = {
+    for profile, network in local.spec.networks : profile => network.queue if try(network.queue, null) != null
+  }
+}

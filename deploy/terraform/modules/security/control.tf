@@ -86,6 +86,17 @@ data "aws_iam_policy_document" "control_runners" {
     resources = ["${local.arn}:glue:${var.region}:${local.account}:job/${var.glue_job_name}-*"]
   }
 
+  # Agents
+  dynamic "statement" {
+    for_each = length(var.agent_queues) > 0 ? [1] : []
+
+    content {
+      sid       = "GiveWorkToAgents"
+      actions   = ["sqs:GetQueueUrl", "sqs:SendMessage"]
+      resources = values(aws_sqs_queue.agent)[*].arn
+    }
+  }
+
   # Roles are handed only to the service that they are for.
   statement {
     sid     = "HandRolesToTasks"

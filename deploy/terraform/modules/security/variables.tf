@@ -53,6 +53,11 @@ variable "glue_job_name" {
   type        = string
 }
 
+variable "agent_queues" {
+  description = "Names of queues that agents poll, by network profile."
+  type        = map(string)
+}
+
 variable "repository_name" {
   description = "Repository of the image."
   type        = string
