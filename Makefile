@@ -16,7 +16,7 @@ dev: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check barecount_assets resources tests
 	$(BIN)/barecount check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/unit
