@@ -25,7 +25,7 @@ def begin(environment: StageEnvironment) -> None:
 
 def _load(environment: StageEnvironment) -> None:
     try:
-        dbt.prepare(environment)
+        dbt.prepare(environment.settings)
         import_module("barecount_assets.stages.gates").load()
     except Exception as error:  # the stage that needs it meets the same, and says so
         logs.get_logger("stages").warning("could not load ahead: %s", error)

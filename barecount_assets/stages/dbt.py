@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -27,8 +27,9 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings, code_version
 
 _lock = threading.Lock()
-_manifests: dict[tuple[str, ...], Any] = {}
+_manifests: dict[tuple[str, str], Any] = {}
 _WAREHOUSE = "postgres"
+_CONNECTION = ("DBT_HOST", "DBT_PORT", "DBT_USER", "DBT_PASSWORD", "DBT_DBNAME", "PGOPTIONS")  # see profiles.yml
 _COMPUTED = "{{ computed_rows() }}"
 _COMPILE = ("compile", "--no-introspect", "--no-populate-cache", "--indirect-selection", "empty")
 _LOST = ("server closed the connection", "connection to server", "terminating connection", "Connection refused",
@@ -84,7 +85,6 @@ def build(
     """Run the selected models and their data tests.
 
     With `scratch` every model, the register of batches and the calendar are those of that schema, and no test runs.
-    The environment must then have a data folder of its own: the parsed manifest is kept by it.
 
     Raises:
         BareCountError: transform.failed with the first failing node; database.unavailable when the server went away.
@@ -148,15 +148,15 @@ def plan(
     return levels
 
 
-def prepare(environment: StageEnvironment) -> None:
+def prepare(settings: Settings) -> None:
     """Load dbt and parse the project, so that the first `build` need not.
 
     Raises:
         BareCountError: transform.failed when dbt cannot read the project.
     """
     import_module("dbt.cli.main")  # before the lock: most of the time, and nobody need wait for it
-    with _lock, _profile(environment):
-        _parsed(environment.settings)
+    with _lock:
+        _parsed(settings)
 
 
 def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, str]:
@@ -237,25 +237,31 @@ def _flags(settings: Settings, target: str = _WAREHOUSE) -> list[str]:
 
 
 def _parsed(settings: Settings, target: str = _WAREHOUSE, *, computed: bool = False) -> Any:
-    """The parsed project; with `computed` every model selects the rows that an engine computed for it."""
+    """The parsed project, for its user to change; with `computed` every model selects the rows an engine computed.
+
+    Parsing takes seconds, and what is parsed is the same for every database: it is done without one, kept by the
+    process and, as dbt's partial parse, in the data folder. Each use gets a copy in the database of the profile.
+    """
     from dbt.cli.main import dbtRunner
 
-    # The database is part of what is parsed; compiling without one must not leave its manifest to a build.
-    key = (str(settings.data_dir), code_version(settings.project_dir), os.environ.get("DBT_DBNAME", ""), target)
+    key = (code_version(settings.project_dir), target)
     if key not in _manifests:
-        outcome = dbtRunner().invoke(["parse", *_flags(settings, target)])
+        with _variables({name: None for name in _CONNECTION}):
+            outcome = dbtRunner().invoke(["parse", *_flags(settings, target)])
         if outcome.exception is not None or not outcome.success:
             raise _failure("dbt parse", str(outcome.exception))
         _manifests[key] = outcome.result
-    if not computed:
-        return _manifests[key]
-    if (*key, _COMPUTED) not in _manifests:
-        manifest = _manifests[key].deepcopy()
+    manifest = _manifests[key].deepcopy()
+    if database := os.environ.get("DBT_DBNAME"):
+        for node in (*manifest.nodes.values(), *manifest.sources.values()):
+            if node.relation_name:
+                node.relation_name = node.relation_name.replace(f'"{node.database}"', f'"{database}"', 1)
+            node.database = database
+    if computed:
         for node in manifest.nodes.values():
             if node.resource_type == "model":
                 node.raw_code = _COMPUTED
-        _manifests[*key, _COMPUTED] = manifest
-    return _manifests[*key, _COMPUTED]
+    return manifest
 
 
 def _relocate(manifest: Any, schema: str) -> None:
@@ -266,28 +272,34 @@ def _relocate(manifest: Any, schema: str) -> None:
             node.schema = schema
 
 
-@contextmanager
-def _profile(environment: StageEnvironment) -> Iterator[None]:
+def _profile(environment: StageEnvironment) -> AbstractContextManager[None]:
     """dbt reads its connection from the environment; it is restored afterwards.
 
     The role is given to libpq: a `SET ROLE` of dbt's would be lost with the first rolled back transaction.
     """
     parts = conninfo_to_dict(environment.database.admin_url)
-    wanted = {
-        "DBT_HOST": parts.get("host", "localhost"), "DBT_PORT": str(parts.get("port", 5432)),
-        "DBT_USER": parts.get("user", "postgres"), "DBT_PASSWORD": parts.get("password", ""),
-        "DBT_DBNAME": parts.get("dbname", "postgres"), "PGOPTIONS": f"-crole={PLATFORM_ROLE}",
-    }
+    found = (parts.get("host", "localhost"), parts.get("port", 5432), parts.get("user", "postgres"),
+             parts.get("password", ""), parts.get("dbname", "postgres"), f"-crole={PLATFORM_ROLE}")
+    return _variables({name: str(value) for name, value in zip(_CONNECTION, found, strict=True)})
+
+
+@contextmanager
+def _variables(wanted: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of the environment, or remove those that are None; afterwards they are as before."""
     before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update({name: str(value) for name, value in wanted.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
+
+    def apply(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+    apply(wanted)
+    try:
+        yield
+    finally:
+        apply(before)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import datetime as dt
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from barecount_assets import lifecycle, sample
+from barecount_assets.instance import open_instance
 from barecount_assets.lifecycle import RunOutcome, RunRequest
 from barecount_assets.sample import SampleFacts
+from barecount_assets.stages import dbt
 from barecount_assets.stages.environment import StageEnvironment
 from resources.runners.stage import Stage, StageReceipt
 from resources.runtime.database import Database, fetch, fetch_dicts
@@ -173,20 +176,40 @@ def published(outcome: RunOutcome) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def new_project(server: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
+def first_use(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder in which dbt has parsed the shipped project; database `used` has Dagster's tables.
+
+    Every project would do both by itself on its first run, for seconds.
+    """
+    data = tmp_path_factory.mktemp("first")
+    settings = Settings(PROJECT, data, str(data / "raw"), None)
+    _create_database(server, "used", "barecount")
+    with unchanged_environment(), open_instance(settings, Database(server.replace("/barecount?", "/used?"), True)):
+        dbt.prepare(settings)
+    return data
+
+
+@pytest.fixture(scope="session")
+def new_project(server: str, first_use: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
     """Makes projects; `project_dir` is that of the declarations, the shipped ones by default."""
 
     def make(project_dir: Path = PROJECT) -> Project:
         name = f"l{os.getpid()}_{next(_numbers)}"
-        with psycopg.connect(server.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
-            connection.execute(f"create database {name} template barecount")  # type: ignore[arg-type]
+        _create_database(server, name, "used")
         data = tmp_path_factory.mktemp("data")
+        if project_dir == PROJECT:
+            shutil.copytree(first_use / "dbt", data / "dbt")
         return Project(
             Settings(project_dir, data, str(data / "raw"), None),
             Database(server.replace("/barecount?", f"/{name}?"), is_embedded=True),
         )
 
     return make
+
+
+def _create_database(server: str, name: str, template: str) -> None:
+    with psycopg.connect(server.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
+        connection.execute(f"create database {name} template {template}")  # type: ignore[arg-type]
 
 
 # Order to cash, as generated -------------------------------------------------------------------------------
