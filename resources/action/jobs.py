@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 
-from resources.action import engine, history, templates
+from resources.action import engine, history
 from resources.action.delivery import queue
 from resources.action.delivery.model import Delivery, Message
 from resources.action.engine import Rulebook
@@ -37,11 +37,11 @@ from resources.action.model import (
     State,
     Unacknowledged,
 )
-from resources.governance.actions import ActionRule, ActionTemplate, is_own_event, seconds
+from resources.action.rendering import Renderer, Settled
+from resources.governance.actions import ActionRule, is_own_event, seconds
 from resources.governance.declarations import Declarations
-from resources.runtime import events, sandbox
+from resources.runtime import events
 from resources.runtime.database import Database, as_json, fetch, fetch_dicts, unavailable_as_error
-from resources.runtime.errors import BareCountError
 from resources.trust import ledger
 
 READER = "action-engine"
@@ -183,65 +183,6 @@ def store(
     return made
 
 
-@dataclass(frozen=True)
-class _Settled:
-    """A job with its rendered message, or with the reason why it has none."""
-
-    draft: JobDraft
-    message: Message | None
-    digest: str | None
-
-
-class Renderer:
-    """Renders jobs from published templates; each template is verified once per transaction."""
-
-    def __init__(self, connection: psycopg.Connection, declarations: Declarations) -> None:
-        self._connection, self._declarations = connection, declarations
-        self._templates: dict[tuple[str, str], ActionTemplate | BareCountError] = {}
-
-    def settle(self, job: JobDraft) -> _Settled:
-        template = self._template(job.tenant_id, job.template)
-        if isinstance(template, BareCountError):
-            if job.state is JobState.SUPPRESSED:
-                return _Settled(job, None, None)
-            hint = f"; {template.hint}" if template.hint else ""
-            return _Settled(replace(job, state=JobState.FAILED, reason=f"{template.message}{hint}"), None, None)
-        rule = self._declarations.action_rules.get(job.rule)
-        try:
-            rendered = templates.render(template, job, rule.metadata.title if rule else job.rule)
-        except sandbox.Refused as refused:
-            reason = f"template {job.template} {template.metadata.version} cannot be rendered: {refused}"
-            return _Settled(replace(job, state=JobState.FAILED, reason=reason), None, template.hash)
-        return _Settled(job, _message(job, template, rendered), template.hash)
-
-    def _template(self, tenant_id: str, name: str) -> ActionTemplate | BareCountError:
-        key = (tenant_id, name)
-        if key not in self._templates:
-            try:
-                self._templates[key] = templates.published(self._connection, tenant_id, name)
-            except BareCountError as error:
-                self._templates[key] = error
-        return self._templates[key]
-
-
-def _message(job: JobDraft, template: ActionTemplate, rendered: templates.Rendered) -> Message:
-    step = "close" if job.kind == "recovery" else "open" if job.first and job.kind == "alert" else "comment"
-    newest = job.occurrences[-1]
-    data = {
-        **rendered.data, "kind": job.kind, "rule": job.rule, "rule_version": job.rule_version, "job": job.key,
-        "tenant": job.tenant_id, "severity": job.severity, "subject": job.subject, "dimensions": job.dimensions,
-        "period": job.period, "facts": newest.facts,
-        "events": [occurrence.event_id for occurrence in job.occurrences],
-        "evidence": newest.envelope.get("evidence"),
-    }
-    native = rendered.data.get("native")
-    html = rendered.data.get("html")
-    return Message(
-        title=rendered.title, text=rendered.text, data=data, html=html if isinstance(html, str) else None,
-        severity=job.severity, step=step, correlation=job.correlation,  # type: ignore[arg-type]
-        native=native if isinstance(native, Mapping) else {})
-
-
 # --- sending ----------------------------------------------------------------------------------------------
 
 
@@ -372,7 +313,7 @@ def _decided(row: Mapping[str, Any]) -> ledger.Entry:
     })
 
 
-def _job_row(settled: _Settled, now: dt.datetime) -> dict[str, Any]:
+def _job_row(settled: Settled, now: dt.datetime) -> dict[str, Any]:
     job = settled.draft
     return {
         "tenant_id": job.tenant_id, "job_key": job.key, "rule": job.rule, "rule_version": job.rule_version,

@@ -14,6 +14,7 @@ import psycopg
 
 from resources.action import jobs
 from resources.action.model import JobDraft, JobState, Silence
+from resources.action.rendering import Renderer
 from resources.governance.actions import seconds
 from resources.governance.declarations import Declarations
 from resources.runtime import events
@@ -136,7 +137,7 @@ def retry(
     rule = declarations.action_rules.get(row["rule"])
     asks = rule is not None and rule.spec.approval.required and row["kind"] == "alert" and row["approved_by"] is None
     state = JobState.PENDING_APPROVAL if asks else JobState.QUEUED
-    settled = jobs.Renderer(connection, declarations).settle(replace(JobDraft.from_json(row["draft"]), state=state))
+    settled = Renderer(connection, declarations).settle(replace(JobDraft.from_json(row["draft"]), state=state))
     reason = settled.draft.reason if settled.draft.state is JobState.FAILED else f"retried by {by}"
     expires_at = now + dt.timedelta(seconds=seconds(rule.spec.approval.expires)) if rule and asks else None
     jobs.move(connection, [jobs.Move(row, settled.draft.state, reason, by=by, message=settled.message,

@@ -20,8 +20,8 @@ from resources.action.delivery.claims import Attempt, Claimed, Place
 from resources.action.delivery.model import Outcome, Result
 
 DEEPEST = 256
-"""Deliveries that are in hand for one endpoint at most. Each waits for eight quick answers and a slow one at most:
-far less than a lease."""
+"""Deliveries that are in hand for one endpoint at most. Each waits for eight others at most: should all of them be as
+slow as they may be from now on, that is two minutes, less than a lease."""
 
 _QUICK_SECONDS = 0.25
 _IN_A_ROW = 8  # deliveries that a thread sends for one endpoint before others have their turn
@@ -57,7 +57,7 @@ class Lanes:
         """How many more it can take: two for each thread, and what quick endpoints are taken ahead."""
         with self._lock:
             ahead = sum(lane.depth - self._per_endpoint for lane in self._lanes.values())
-        return 2 * self._threads + min(ahead, 2 * DEEPEST) - self.in_hand
+        return 2 * self._threads + min(ahead, DEEPEST) - self.in_hand
 
     def depth(self, place: Place) -> int:
         """How many may be in hand for an endpoint that is well."""

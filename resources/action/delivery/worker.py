@@ -139,7 +139,7 @@ class Worker:
         """Claim, send and record until nothing is due and nothing is under way."""
         while True:
             claimed = self._claim(run)
-            if not claimed and not self._lanes.in_hand and not run.unrecorded:
+            if not (claimed or self._lanes.in_hand or run.unrecorded or run.unsent):
                 return run.report
             self._record(run)
             self._give_back(run)
