@@ -82,7 +82,6 @@ def check_country(country: str, subdivision: str | None) -> None:
     Raises:
         BareCountError: `declaration.invalid`, with what is allowed.
     """
-    import holidays
     from holidays.registry import EntityLoader
 
     countries = sorted(EntityLoader.get_country_codes(include_aliases=False))
@@ -92,8 +91,12 @@ def check_country(country: str, subdivision: str | None) -> None:
             f"calendar.country is {country!r}; allowed is an ISO 3166-1 alpha-2 code, such as DE, GB or US",
             details={"allowed": countries},
         )
+    if subdivision is None:  # the country's module is slow to import, and nothing in it is asked for
+        return
+    import holidays
+
     subdivisions = getattr(holidays, country).subdivisions
-    if subdivision is not None and subdivision not in subdivisions:
+    if subdivision not in subdivisions:
         raise BareCountError(
             ErrorCode.DECLARATION_INVALID,
             f"calendar.subdivision is {subdivision!r}; allowed for {country} are"
