@@ -26,7 +26,15 @@ from resources.runtime.declared import read_model
 from resources.runtime.yaml_source import Finding, parse_yaml
 
 CONTRACTS = Path(__file__).parents[3] / "contracts"
-FILES = sorted(path for path in CONTRACTS.rglob("*.yaml"))
+ENDPOINT = """
+apiVersion: barecount/v1
+kind: Endpoint
+metadata: {name: ops, tenant: acme, description: the operations desk}
+spec:
+  target: {adapter: webhook, url: "https://hooks.example/barecount", signing: "secret://ops#signing"}
+"""
+NOT_SHIPPED = {CONTRACTS / "actions" / "endpoints" / "ops.yaml": ENDPOINT}  # endpoints are a customer's own
+FILES = [*sorted(CONTRACTS.rglob("*.yaml")), *NOT_SHIPPED]
 MODELS = {"tenants": Tenant, "pipelines": Pipeline, "kpis": Kpi, "actions/templates": ActionTemplate,
           "actions/rules": ActionRule, "actions/endpoints": Endpoint, "policies": Policy, "obligations": Obligation,
           "platform": RunnerSizes}
@@ -47,8 +55,13 @@ _VALUES = st.recursive(
 )  # fmt: skip
 
 
+def whole(file: Path) -> str:
+    """The undamaged text."""
+    return NOT_SHIPPED.get(file) or file.read_text(encoding="utf-8")
+
+
 def read(file: Path, text: str) -> list[Finding]:
-    """What reading one shipped file finds when it holds `text`."""
+    """What reading one file finds when it holds `text`."""
     parts = file.relative_to(CONTRACTS).parts
     source, findings = parse_yaml(text, file.name)
     if source is None:
@@ -67,7 +80,7 @@ def read(file: Path, text: str) -> list[Finding]:
 def damaged_texts(draw: st.DrawFn) -> tuple[Path, str]:
     """A shipped file with a few spans of its text cut out, doubled or written over."""
     file = draw(st.sampled_from(FILES))
-    text = file.read_text(encoding="utf-8")
+    text = whole(file)
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
         end = min(len(text), start + draw(st.integers(0, 30)))
@@ -84,7 +97,7 @@ def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def damaged_documents(draw: st.DrawFn) -> tuple[Path, str]:
     """A shipped file in which a few values are others, gone, or under another key."""
     file = draw(st.sampled_from(FILES))
-    source, _ = parse_yaml(file.read_text(encoding="utf-8"), file.name)
+    source, _ = parse_yaml(whole(file), file.name)
     assert source is not None
     document = json.loads(json.dumps(source.document))
     for _ in range(draw(st.integers(1, 3))):
@@ -111,8 +124,21 @@ def damaged_documents(draw: st.DrawFn) -> tuple[Path, str]:
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 def test_a_damaged_file_is_read_without_an_exception(damaged: tuple[Path, str]):
     for finding in read(*damaged):
-        assert finding.line >= 1 and finding.message
+        assert finding.file == damaged[0].name and finding.line >= 1 and finding.message
         str(finding)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONTRACTS).as_posix())
+def test_every_kind_of_file_is_found_sound_and_a_wrong_field_is_named_with_its_line(file: Path):
+    assert read(file, whole(file)) == []
+    source, _ = parse_yaml(whole(file), file.name)
+    assert source is not None
+    key = next(iter(source.document))
+    lines = whole(file).splitlines()
+    wrong = next(number for number, line in enumerate(lines, start=1) if line.startswith(f"{key}:"))
+    lines[wrong - 1] = f"{key}: [wrong]"
+    found = [f for f in read(file, "\n".join(lines)) if (f.line, f.field) == (wrong, key)]
+    assert found and found[0].file == file.name and found[0].message
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +156,13 @@ def test_a_damaged_project_is_checked_without_an_exception(copied: Path, damages
     files = {copied / "contracts" / file.relative_to(CONTRACTS): (file, text) for file, text in damages}
     try:
         for copy, (_, text) in files.items():
+            copy.parent.mkdir(exist_ok=True)
             copy.write_text(text, encoding="utf-8")
         for finding in check(copied):
             str(finding)
     finally:
         for copy, (file, _) in files.items():
-            shutil.copyfile(file, copy)
+            copy.write_text(whole(file), encoding="utf-8")
 
 
 @given(data=st.data())
