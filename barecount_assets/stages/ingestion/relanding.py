@@ -1,14 +1,14 @@
 """Landed batches, read again under other contracts: from the raw store alone, which nobody has to have kept but us.
 
 The rows of a batch's raw object meet the new types, undeclared values in `_extra` become the columns that now declare
-them, and refused records are parsed again from their payloads. Records keep their numbers. Objects are only read: what
-comes out lands as a batch of its own. What a record was besides its typed values and extras (quotes, blanks) is not in
-a raw object, so an accepted row that the new contracts refuse is in quarantine as one JSON object.
+them, and refused records are read again as a replay reads them (see `payloads`). Records keep their numbers. Objects
+are only read: what comes out lands as a batch of its own. What a record was besides its typed values and extras
+(quotes, blanks) is not in a raw object, so an accepted row that the new contracts refuse is in quarantine as one JSON
+object.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from barecount_assets.stages.ingestion.connectors import jsonl, parquet
 from barecount_assets.stages.ingestion.connectors.csv import CsvFormat
 from barecount_assets.stages.ingestion.connectors.files import file_format
 from barecount_assets.stages.ingestion.parsing import Column, assemble, check, json_objects, text_column
+from barecount_assets.stages.ingestion.payloads import CsvPayloads, JsonPayloads
 from barecount_assets.stages.ingestion.records import (
     EXTRA,
     REJECT_SCHEMA,
@@ -55,7 +56,7 @@ def read(
         if rows.num_rows:
             yield _accepted(rows, schema)
     if batch["quarantine_key"] is not None:
-        reparse = _reparser(source, observed, schema, batch["source_id"])
+        reparse = _reparser(source, observed, schema)
         for rejects in store.read(batch["quarantine_key"]):
             yield from _refused(rejects, schema, reparse)
 
@@ -120,7 +121,7 @@ def _payloads(
 def _refused(rejects: pa.RecordBatch, schema: ExtractorSchema, reparse: Reparse) -> Iterator[ParsedBatch]:
     payloads = rejects.column("payload").to_pylist()
     numbers = rejects.column("row_number").to_numpy()
-    batches = [] if None in payloads else list(reparse(payloads))
+    batches = list(reparse(payloads)) if all(payloads) else []
     if sum(batch.received for batch in batches) == len(payloads):
         yield from (_renumbered(batch, numbers) for batch in batches)
     else:  # records that cannot be told apart any more, an empty line among them, stay refused as they are
@@ -128,33 +129,23 @@ def _refused(rejects: pa.RecordBatch, schema: ExtractorSchema, reparse: Reparse)
         yield ParsedBatch(nothing, rejects.cast(REJECT_SCHEMA), rejects.num_rows)
 
 
-def _reparser(source: AnySource, observed: ObservedSchema, schema: ExtractorSchema, where: str) -> Reparse:
+def _reparser(source: AnySource, observed: ObservedSchema, schema: ExtractorSchema) -> Reparse:
     """Parses payloads as records of the source's format; those of typed formats and of rows are JSON objects."""
     declared = file_format(source.format.model_dump()) if isinstance(source, FileSource) else None
-    lines = jsonl.JsonlFormat()
+    objects = JsonPayloads(schema)
     if not isinstance(declared, CsvFormat):
-        return lambda payloads: lines.read(io.BytesIO(b"\n".join(payloads)), schema, where)
-
-    def of_csv(payloads: Sequence[bytes]) -> Iterator[ParsedBatch]:
-        header = [_csv_header(observed.names, declared)] if observed.names else []
-        return declared.read(io.BytesIO(b"\n".join([*header, *payloads])), schema, where)
+        return lambda payloads: iter([objects.parse(payloads, 0)])
+    lines = CsvPayloads(declared, tuple(observed.names) or tuple(f.source_name for f in schema.fields), schema)
 
     def mixed(payloads: Sequence[bytes]) -> Iterator[ParsedBatch]:
         # A batch that was read again holds both: no sound CSV record begins with a brace and a quote.
         is_object = np.array([payload.startswith(b'{"') for payload in payloads])
-        for mask, parse in ((~is_object, of_csv), (is_object, lambda p: lines.read(io.BytesIO(b"\n".join(p)),
-                                                                                   schema, where))):
+        for mask, reader in ((~is_object, lines), (is_object, objects)):
             at = np.flatnonzero(mask)
             if len(at):
-                yield from (_renumbered(batch, at + 1) for batch in parse([payloads[i] for i in at.tolist()]))
+                yield _renumbered(reader.parse([payloads[i] for i in at.tolist()], 0), at + 1)
 
     return mixed
-
-
-def _csv_header(names: Sequence[str], dialect: CsvFormat) -> bytes:
-    quote = dialect.quote
-    written = names if quote is None else [f"{quote}{name.replace(quote, quote * 2)}{quote}" for name in names]
-    return dialect.delimiter.join(written).encode(dialect.encoding)
 
 
 def _renumbered(batch: ParsedBatch, numbers: np.ndarray) -> ParsedBatch:
