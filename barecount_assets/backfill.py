@@ -146,7 +146,7 @@ def _begin(
     with connection.transaction():
         environment.register_tenant(connection, run.tenant_id)
         key = (run.tenant_id, run.pipeline, run.start, run.end, request.granularity)
-        head = fetch(connection, "select seq from platform.evidence_head where tenant_id = $1", key[:1])[0][0]
+        head = ledger.newest(connection, run.tenant_id)
         unfinished = fetch(connection, _UNFINISHED, key)
         if unfinished:
             return unfinished[0]  # type: ignore[return-value]

@@ -396,8 +396,7 @@ def _publish(
 
 def _record(environment: StageEnvironment, result: Recomputation, decided_by: str) -> int:
     with environment.database.transaction() as connection:
-        head = fetch(connection, "select seq from platform.evidence_head where tenant_id = $1",
-                     (result.tenant_id,))[0][0]
+        head = ledger.newest(connection, result.tenant_id)
         token = run_token(replay=result.replay_of, versions=result.versions, after=head)
         payload = {
             "replay_of": result.replay_of, "versions": result.versions, "identical": result.identical,

@@ -204,7 +204,7 @@ def _record(
     connection: Any, tenant_id: str, kind: str, subject: str, pipeline: str | None, payload: dict[str, Any]
 ) -> tuple[int, str]:
     """Evidence and event of one occurrence: (number of the entry, its run token)."""
-    head = fetch(connection, "select seq from platform.evidence_head where tenant_id = $1", (tenant_id,))[0][0]
+    head = ledger.newest(connection, tenant_id)
     token = run_token(kind=kind, subject=subject, tenant=tenant_id, after=head)
     seq = ledger.append(connection, ledger.Entry(tenant_id, kind, subject, token, payload))
     facts = {name: value for name, value in payload.items() if name not in ("batches", "keys")}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from barecount_assets.cli import output
-from barecount_assets.cli.verbs import Json, Who, command, person
+from barecount_assets.cli.verbs import Json, Who, command, day, person
 from resources.runtime import logs
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings
@@ -96,7 +96,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find entries, newest first."""
-    _search(text=text, tenant=tenant, kind=kind, subject=subject, run_token=run_token, start=_day(from_), end=_day(to),
+    _search(text=text, tenant=tenant, kind=kind, subject=subject, run_token=run_token, start=day(from_), end=day(to),
             limit=limit, as_json=as_json)
 
 
@@ -209,7 +209,7 @@ def export(
     database, store = _open()
     name = tenant or _only_tenant(database)
     chosen = tuple(sorted({part.strip() for part in (sections or "").split(",") if part.strip()}))
-    selection = bundle.Selection(_day(from_), _day(to), chosen)
+    selection = bundle.Selection(day(from_), day(to), chosen)
     with database.connect(autocommit=True) as connection:
         kept = [_checkpoint(connection, name, str(path)) for path in checkpoint or ()]
     environment = StageEnvironment.using(Settings.from_environment(), database)
@@ -373,15 +373,6 @@ def _key(text: str) -> Key:
     except (Malformed, OSError, UnicodeDecodeError) as error:
         raise BareCountError(ErrorCode.USAGE, f"--key: {error}",
                              hint="give a key as `barecount evidence keys` prints it, or a file of one") from error
-
-
-def _day(value: str | None) -> dt.date | None:
-    if value is None:
-        return None
-    try:
-        return dt.date.fromisoformat(value)
-    except ValueError:
-        raise typer.BadParameter(f"{value!r} is not a date, allowed: YYYY-MM-DD") from None
 
 
 def _write(path: Path, data: bytes) -> None:

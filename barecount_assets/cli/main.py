@@ -31,7 +31,7 @@ from barecount_assets.cli import (
     secrets,
     serve,
 )
-from barecount_assets.cli.verbs import Json, Tenant, Who, command, environment, person, settings
+from barecount_assets.cli.verbs import Json, Tenant, Who, command, day, environment, person, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -105,15 +105,6 @@ def schema(
             typer.echo(path)
 
 
-def _day(value: str | None) -> dt.date | None:
-    if value is None:
-        return None
-    try:
-        return dt.date.fromisoformat(value)
-    except ValueError:
-        raise typer.BadParameter(f"{value!r} is not a date, allowed: YYYY-MM-DD") from None
-
-
 def _sources(pairs: list[str]) -> dict[str, str]:
     paths = {}
     for pair in pairs:
@@ -151,7 +142,7 @@ def run(
 
     if date is not None and (from_ is not None or to is not None):
         raise typer.BadParameter("--date stands alone, without --from and --to")
-    start, end = (_day(date), _day(date)) if date else (_day(from_), _day(to))
+    start, end = (day(date), day(date)) if date else (day(from_), day(to))
     if backfill:
         _backfill(pipeline, tenant, start, end, _sources(source or []), by_partition, dry_run=dry_run, as_json=as_json,
                   who=who)

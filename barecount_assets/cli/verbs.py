@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -57,6 +58,16 @@ def person(who: str | None) -> str:
     from resources.governance.policies import current_user
 
     return who or current_user()
+
+
+def day(value: str | None) -> dt.date | None:
+    """The day an option gives."""
+    if value is None:
+        return None
+    try:
+        return dt.date.fromisoformat(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is not a date, allowed: YYYY-MM-DD") from None
 
 
 def settings() -> Settings:

@@ -91,7 +91,7 @@ def discard(
             if not ids:
                 continue
             token = run_token(discard=group.content_sha256, source_id=group.source_id, ids=len(ids),
-                              after=_head(connection, group.tenant_id))
+                              after=ledger.newest(connection, group.tenant_id))
             number = record(connection, Decision(
                 group.tenant_id, group.pipeline, group.dataset, "discarded", f"{group.dataset}/{group.source_id}",
                 token, decided_by, reason, len(ids), {"stage": group.stage, "batch": group.content_sha256}))
@@ -125,10 +125,6 @@ def settle_accepted(
             fetch(connection, _SETTLE, ([row[1] for row in own], [row[2] for row in own], number, run_id))
             closed += len(own)
     return closed
-
-
-def _head(connection: psycopg.Connection, tenant_id: str) -> int:
-    return fetch(connection, "select seq from platform.evidence_head where tenant_id = $1", (tenant_id,))[0][0]
 
 
 _DECIDE = """

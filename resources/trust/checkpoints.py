@@ -71,9 +71,9 @@ def create(database: Database, keys: KeyStore, tenant_id: str) -> Signed:
         _lock(connection, tenant_id)
         known = announcements(connection, tenant_id)
         if not known:
-            _refuse_fork(connection, tenant_id, _size(connection, tenant_id), keys)
+            _refuse_fork(connection, tenant_id, ledger.newest(connection, tenant_id), keys)
         key = known[-1].key if known else _announce(connection, tenant_id, keys, None)
-        size = _size(connection, tenant_id)
+        size = ledger.newest(connection, tenant_id)
         newest = latest(connection, tenant_id)
         if newest is not None and newest.size == size and newest.signer == key.id:
             _refuse_fork(connection, tenant_id, size, keys)
@@ -104,7 +104,7 @@ def rotate(database: Database, keys: KeyStore, tenant_id: str, *, lost: bool = F
             raise BareCountError(ErrorCode.USAGE, f"the private key {old.id} is not lost: it lies in {keys.folder}",
                                  hint="rotate without --lost, so that the old key vouches for the new one")
         new = _announce(connection, tenant_id, keys, old)
-        size = _size(connection, tenant_id)
+        size = ledger.newest(connection, tenant_id)
         if not lost:
             _sign(connection, tenant_id, keys, old, size)
         signed = _sign(connection, tenant_id, keys, new, size)
@@ -160,10 +160,6 @@ def _lock(connection: psycopg.Connection, tenant_id: str) -> None:
         raise BareCountError(ErrorCode.DECLARATION_UNKNOWN, f"there is no tenant {tenant_id!r} in the ledger",
                              hint="run one of its pipelines first; `barecount status` lists tenants")
     fetch(connection, "select pg_advisory_xact_lock($1::int, hashtext($2))", (_LOCK_SPACE, tenant_id))
-
-
-def _size(connection: psycopg.Connection, tenant_id: str) -> int:
-    return fetch(connection, "select seq from platform.evidence_head where tenant_id = $1", (tenant_id,))[0][0]
 
 
 def _announce(connection: psycopg.Connection, tenant_id: str, keys: KeyStore, before: Key | None) -> Key:
@@ -296,7 +292,7 @@ def consistency(
         BareCountError: evidence.broken when a checkpoint has more entries than the ledger, or the tree is damaged.
     """
     first, second = sorted((first, second), key=lambda checkpoint: checkpoint.size)
-    size = _size(connection, tenant_id)
+    size = ledger.newest(connection, tenant_id)
     if second.size > size:
         raise BareCountError(
             ErrorCode.EVIDENCE_BROKEN,

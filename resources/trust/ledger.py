@@ -133,6 +133,11 @@ def append_many(connection: Any, entries: Sequence[Entry]) -> list[int]:
     return numbers
 
 
+def newest(connection: Any, tenant_id: str) -> int:
+    """Number of a tenant's newest entry, 0 for none: what tells one occurrence of the same thing from the next."""
+    return fetch(connection, "select seq from platform.evidence_head where tenant_id = $1", (tenant_id,))[0][0]
+
+
 def verify(
     connection: psycopg.Connection, tenant_id: str, each_leaf: Callable[[bytes], None] | None = None
 ) -> Verification:

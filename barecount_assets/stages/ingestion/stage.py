@@ -203,8 +203,7 @@ class Landing:
         state = "redelivered" if batch["is_current"] else "reinstated"
         with connection.transaction():
             # The same content can come and go any number of times; what was last on record tells them apart.
-            (head,) = fetch(connection, "select seq from platform.evidence_head where tenant_id = $1",
-                            (self._spec.tenant_id,))[0]
+            head = ledger.newest(connection, self._spec.tenant_id)
             ledger.append(
                 connection,
                 ledger.Entry(
