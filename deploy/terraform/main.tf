@@ -106,6 +106,7 @@ module "compute" {
   container_name              = module.declared.container
   functions                   = module.declared.functions
   glue_jobs                   = module.declared.glue_jobs
+  glue_networks               = module.declared.glue_networks
   glue_size                   = module.declared.glue_size
   launch_template_name        = module.declared.launch_template
   instance_type               = module.declared.instance_type
@@ -117,7 +118,7 @@ module "compute" {
   database_secret_arn         = module.security.database_secret_arn
   tenant_secrets_prefix       = "${module.declared.name}/tenants/"
   role_arns                   = module.security.role_arns
-  instance_profile_name       = module.security.instance_profile_name
+  stage_role_arns             = module.security.stage_role_arns
   data_key_arn                = module.security.key_arns["data"]
   logs_key_arn                = module.security.key_arns["logs"]
   log_group_names             = module.observability.log_group_names

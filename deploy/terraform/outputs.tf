@@ -34,7 +34,7 @@ output "database_secret_arn" {
 }
 
 output "stage_role_arns" {
-  description = "Roles of stages on Fargate."
+  description = "Roles of stages by backend and stage."
   value       = module.security.stage_role_arns
 }
 

@@ -115,11 +115,15 @@ class Subprocess(Declared):
 
 
 class Lambda(Declared):
-    """A Lambda function per size: AWS binds memory to the function, not to the call."""
+    """A Lambda function per size and network profile: AWS binds these to the function, not to the call.
+
+    With `stage_role` also per stage, as a function has one role: `<function>-<stage>-<size>-<profile>`.
+    """
 
     backend: Literal["lambda"]
     function: Text
     qualifier: Text = "$LATEST"
+    stage_role: Text | None = None
 
 
 class Fargate(Declared):
@@ -137,17 +141,25 @@ class Fargate(Declared):
 
 
 class Glue(Declared):
-    """A Glue job whose script is the platform's entry point."""
+    """A Glue job per network profile, whose script is the platform's entry point.
+
+    With `stage_role` also per stage, as a job has one role: `<job>-<stage>-<profile>`.
+    """
 
     backend: Literal["glue"]
     job: Text
+    stage_role: Text | None = None
 
 
 class Ec2(Declared):
-    """An instance of a launch template, started for the work and terminated after it."""
+    """An instance of a launch template, started for the work and terminated after it.
+
+    `stage_role` begins the names of instance profiles of single stages; without it an instance has the template's.
+    """
 
     backend: Literal["ec2"]
     launch_template: Text
+    stage_role: Text | None = None
 
 
 class Agent(Declared):

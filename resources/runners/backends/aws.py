@@ -277,6 +277,11 @@ def tags(work: Work, key: str = "Key", value: str = "Value") -> list[dict[str, s
     return [{key: name, value: content} for name, content in sorted(work.tags.items())]
 
 
+def of_stage(name: str, work: Work) -> str:
+    """The name of what is there for each stage of its own: a role, a function, a job."""
+    return f"{name}-{work.spec.stage.value.replace('_', '-')}"
+
+
 def log_tail(aws: Aws, group: str, stream: str) -> str:
     """The last lines of a log stream in one, or why there are none."""
     try:

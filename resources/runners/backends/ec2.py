@@ -18,7 +18,16 @@ import dagster as dg
 
 from resources.host.runner_catalog import Ec2, Environment
 from resources.runners import pipes
-from resources.runners.backends.aws import Aws, conversation, network_of, patiently, quietly, tags, variables
+from resources.runners.backends.aws import (
+    Aws,
+    conversation,
+    network_of,
+    of_stage,
+    patiently,
+    quietly,
+    tags,
+    variables,
+)
 from resources.runners.payload import Execute
 from resources.runners.stage import StageReceipt
 from resources.runners.work import Progress, Work
@@ -100,6 +109,8 @@ class PipesInstanceClient(dg.PipesClient):
         if command.status in ("Undeliverable", "Terminated"):
             raise InstanceLost(f"the command did not reach instance {command.instance}: {command.status}")
         if command.status != "Success":
+            if (gone := whereabouts(self._aws, command.instance)) != "Online":
+                raise InstanceLost(f"instance {command.instance} was lost: {gone}")
             raise RuntimeError(f"the command on {command.instance} ended with {command.status}")
 
 
@@ -109,7 +120,8 @@ def whereabouts(aws: Aws, instance: str) -> str:
     states = [item for reservation in reservations for item in reservation["Instances"]]
     state = states[0]["State"]["Name"] if states else "terminated"
     if state in _GONE:
-        reason = states[0].get("StateTransitionReason") if states else None
+        known = states[0] if states else {}
+        reason = known.get("StateReason", {}).get("Message") or known.get("StateTransitionReason")
         return f"{state}{f' ({reason})' if reason else ''}"
     known = aws.client("ssm").describe_instance_information(
         Filters=[{"Key": "InstanceIds", "Values": [instance]}])["InstanceInformationList"]
@@ -163,7 +175,9 @@ class Ec2Backend:
 
     def _parameters(self, work: Work, network: Any) -> dict[str, Any]:
         kinds = ("instance", "volume", "network-interface")
+        role = self.declared.stage_role
         return {
+            **({} if role is None else {"IamInstanceProfile": {"Name": of_stage(role, work)}}),
             "LaunchTemplate": {"LaunchTemplateName": self.declared.launch_template, "Version": "$Default"},
             "MinCount": 1, "MaxCount": 1, "InstanceType": work.size.flavor,
             "InstanceInitiatedShutdownBehavior": "terminate",

@@ -18,6 +18,7 @@ from resources.runners.backends.aws import (
     conversation,
     log_tail,
     network_of,
+    of_stage,
     patient,
     patiently,
     quietly,
@@ -105,8 +106,8 @@ class FargateBackend:
     def _role(self, work: Work) -> str:
         caller = self.aws.client("sts").get_caller_identity()
         partition = caller["Arn"].split(":")[1]
-        stage = work.spec.stage.value.replace("_", "-")
-        return f"arn:{partition}:iam::{caller['Account']}:role/{self.declared.stage_role}-{stage}"
+        assert self.declared.stage_role is not None
+        return f"arn:{partition}:iam::{caller['Account']}:role/{of_stage(self.declared.stage_role, work)}"
 
     def _start(self, ecs: Any, work: Work, task: _Task, call: dict[str, Any]) -> Any:
         def start() -> Any:

@@ -20,6 +20,7 @@ from resources.runners.backends.aws import (
     log_tail,
     network_of,
     network_refused,
+    of_stage,
     patient,
     patiently,
     quietly,
@@ -59,8 +60,8 @@ class GlueBackend:
         self._validate(glue, work, job, network_of(self.aws, work))
         self._end_leftovers(glue, work, job, context)
         with conversation(self.aws, work) as talk:
-            client = PipesGlueClient(
-                context_injector=talk.injector, message_reader=talk.reader,
+            client = PipesGlueClient(  # what it does when interrupted hides the interrupt if Glue does not stop the run
+                context_injector=talk.injector, message_reader=talk.reader, forward_termination=False,
                 client=patient(glue, start_job_run=lambda **call: self._start(glue, work, run, call),
                                get_job_run=lambda **call: self._look(glue, run, call)))
             call = {
@@ -85,16 +86,25 @@ class GlueBackend:
                             lambda: glue.batch_stop_job_run(JobName=job, JobRunIds=[run.id]))
 
     def _job(self, work: Work) -> str:
-        return f"{self.declared.job}-{work.identity['network_profile'].replace('_', '-')}"
+        name, role = self.declared.job, self.declared.stage_role
+        profile = work.identity["network_profile"].replace("_", "-")
+        return f"{name if role is None else of_stage(name, work)}-{profile}"
 
     def _validate(self, glue: Any, work: Work, job: str, network: Network) -> None:
         """Refuse a job whose connections lead to another network than the profile's."""
         try:
-            names = glue.get_job(JobName=job)["Job"].get("Connections", {}).get("Connections", [])
+            declared = glue.get_job(JobName=job)["Job"]
         except glue.exceptions.EntityNotFoundException as cause:
             raise BareCountError(
                 ErrorCode.RUNNER_UNKNOWN, f"there is no Glue job {job}; nothing was started",
-                hint="make the job: there is one for each network profile, named <job>-<profile>") from cause
+                hint="make the job: one for each network profile, named <job>-<profile>; with stage_role one for each "
+                "stage too, named <job>-<stage>-<profile>") from cause
+        role = self.declared.stage_role
+        if role is not None and declared["Role"].rpartition("/")[2] != of_stage(role, work):
+            raise BareCountError(
+                ErrorCode.RUNNER_UNKNOWN, f"Glue job {job} has the role {declared['Role']}, declared is "
+                f"{of_stage(role, work)}; nothing was started", hint="correct the job, or the environment's stage_role")
+        names = declared.get("Connections", {}).get("Connections", [])
         found = [glue.get_connection(Name=name, HidePassword=True)["Connection"]["PhysicalConnectionRequirements"]
                  for name in names]
         strange = {item["SubnetId"] for item in found} - set(network.subnets) | {

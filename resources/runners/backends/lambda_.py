@@ -27,6 +27,7 @@ from resources.runners.backends.aws import (
     conversation,
     network_of,
     network_refused,
+    of_stage,
     patient,
     patiently,
 )
@@ -90,7 +91,8 @@ class LambdaBackend:
 
     def _function(self, work: Work) -> str:
         profile = work.identity["network_profile"].replace("_", "-")
-        return f"{self.declared.function}-{work.identity['size']}-{profile}"
+        name, role = self.declared.function, self.declared.stage_role
+        return f"{name if role is None else of_stage(name, work)}-{work.identity['size']}-{profile}"
 
     def _validate(self, work: Work, function: str, network: Network) -> None:
         """Refuse a function that is not what size and profile declare: its limits or network would be others."""
@@ -106,6 +108,10 @@ class LambdaBackend:
             raise self._not_declared(
                 work, f"function {function} has {found['MemorySize']} MB and {found['Timeout']} s, declared are "
                 f"{size.memory_mb} MB and {size.timeout_seconds} s")
+        role = self.declared.stage_role
+        if role is not None and found["Role"].rpartition("/")[2] != of_stage(role, work):
+            raise self._not_declared(
+                work, f"function {function} has the role {found['Role']}, declared is {of_stage(role, work)}")
         strange = [*(set(vpc.get("SubnetIds", ())) - set(network.subnets)),
                    *(set(vpc.get("SecurityGroupIds", ())) - set(network.security_groups))]
         if strange or not vpc.get("SubnetIds"):
@@ -115,7 +121,8 @@ class LambdaBackend:
         return BareCountError(
             ErrorCode.RUNNER_UNKNOWN,
             f"size {work.identity['size']} of environment {work.identity['environment']}: {what}; nothing was started",
-            hint="make the function: there is one for each size and network profile, named <function>-<size>-<profile>",
+            hint="make the function: one for each size and network profile, named <function>-<size>-<profile>; with "
+            "stage_role one for each stage too, named <function>-<stage>-<size>-<profile>",
         )
 
     def _invoke(self, client: Any, work: Work, told: _Told, call: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -37,6 +38,7 @@ from tests.integration.runners.cloud import ACCOUNT, METADATA, REGION, Answer, C
 ENVIRONMENT = runner_catalog.read_environment(PROJECT, "aws-dev")
 BUCKET = (ENVIRONMENT.spec.messages or "").removeprefix("s3://").partition("/")[0]
 SIZES = runner_catalog.read_sizes(PROJECT)
+JOB = "barecount-dev-stage-calendar-private-vpc"
 IMAGE = f"sha256:{'0' * 64}"
 FUNCTION = """
 import json, sys
@@ -182,20 +184,36 @@ class World:
 
         self.cloud.instead("lambda.Invoke", invoke)
 
-    def jobs(self) -> None:
+    def jobs(self, then: Callable[[subprocess.Popen, Any], None] | None = None) -> None:
         """Let Glue run the job's script with a run's arguments; a run that is stopped is killed."""
-        job = get_backend("glue")[ACCOUNT][REGION].jobs["barecount-dev-stage-private-vpc"]
+        job = get_backend("glue")[ACCOUNT][REGION].jobs[JOB]
+        machines: dict[str, subprocess.Popen] = {}
 
         def started(call: Call, answered: bytes) -> None:
-            given = {**call.body["Arguments"], "--JOB_RUN_ID": json.loads(answered)["JobRunId"]}
+            given = {**call.body.get("Arguments", {}), "--JOB_RUN_ID": json.loads(answered)["JobRunId"]}
             words = [word for pair in given.items() for word in pair]
             machine = self.cloud.start(["python", "-m", "barecount_assets.stages", *words], self.defined)
-            threading.Thread(target=ended, args=(machine, job.job_runs[-1]), daemon=True).start()
+            run = job.job_runs[-1]
+            machines[run.job_run_id] = machine
+            threading.Thread(target=ended, args=(machine, run), daemon=True).start()
+            if then is not None:
+                threading.Thread(target=then, args=(machine, run), daemon=True).start()
 
         def ended(machine: subprocess.Popen, run: Any) -> None:
-            run.status = "FAILED" if machine.wait() else "SUCCEEDED"
+            code = machine.wait()
+            if run.status not in ("TIMEOUT", "STOPPED"):
+                run.status = "FAILED" if code else "SUCCEEDED"
+
+        def stopped(call: Call) -> Answer:  # moto has no such operation
+            for run in (run for run in job.job_runs if run.job_run_id in call.body["JobRunIds"]):
+                run.status = "STOPPED"
+                if run.job_run_id in machines:
+                    machines[run.job_run_id].kill()
+            return Answer(200, json.dumps({"SuccessfulSubmissions": [
+                {"JobName": JOB, "JobRunId": run} for run in call.body["JobRunIds"]], "Errors": []}))
 
         self.cloud.on("glue.StartJobRun", started)
+        self.cloud.instead("glue.BatchStopJobRun", stopped)
 
     def instances(self, ping: Callable[[str], str] = lambda instance: "Online",
                   then: Callable[[subprocess.Popen], None] | None = None) -> None:
@@ -276,7 +294,8 @@ def locked(world: World) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pipes waits ten seconds for a last word; where none can come, one is enough."""
+    """Pipes waits ten seconds for a last word, and five between two looks at Glue; here less is enough."""
+    monkeypatch.setattr("dagster_aws.pipes.clients.glue.time", SimpleNamespace(sleep=lambda _: time.sleep(0.3)))
     monkeypatch.setattr("dagster._core.pipes.utils.WAIT_FOR_LOGS_AFTER_EXECUTION_INTERVAL", 1)
 
 
@@ -316,7 +335,7 @@ def _lay_out() -> None:
             "SubnetId": subnets("barecount-dev-private-a")[0], "SecurityGroupIdList": [
                 group["GroupId"] for group in ec2.describe_security_groups(Filters=[
                     {"Name": "tag:Name", "Values": ["barecount-dev-private"]}])["SecurityGroups"]]}})
-    glue.create_job(Name="barecount-dev-stage-private-vpc", Role="stage-glue", Connections={"Connections": ["private"]},
+    glue.create_job(Name=JOB, Role="barecount-dev-glue-calendar", Connections={"Connections": ["private"]},
                     Command={"Name": "glueetl"}, ExecutionProperty={"MaxConcurrentRuns": 20})
     ecs, fargate = boto3.client("ecs"), ENVIRONMENT.backend_of("container")
     ecs.create_cluster(clusterName=fargate.cluster)
@@ -328,10 +347,12 @@ def _lay_out() -> None:
             "logConfiguration": {"logDriver": "awslogs", "options": {
                 "awslogs-group": "/barecount/stages", "awslogs-stream-prefix": "stage"}}}])
     boto3.client("logs").create_log_group(logGroupName="/barecount/stages")
-    role = boto3.client("iam").create_role(RoleName="stage-lambda", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    iam = boto3.client("iam")
+    iam.create_instance_profile(InstanceProfileName="barecount-dev-ec2-calendar")
+    role = iam.create_role(RoleName="barecount-dev-lambda-calendar", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
     size = SIZES.size("lambda", "small")
     boto3.client("lambda").create_function(
-        FunctionName="barecount-dev-stage-small-private-vpc", Role=role, PackageType="Image",
+        FunctionName="barecount-dev-stage-calendar-small-private-vpc", Role=role, PackageType="Image",
         Code={"ImageUri": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/barecount@{IMAGE}"},
         MemorySize=size.memory_mb, Timeout=size.timeout_seconds, VpcConfig={
             "SubnetIds": subnets(*ENVIRONMENT.network_of("private_vpc").subnets),

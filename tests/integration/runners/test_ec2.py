@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 
 import boto3
 import dagster as dg
 import pytest
+from moto.backends import get_backend
+from moto.ec2.models.instances import StateReason
 
 from resources.host.runner_catalog import Ec2
 from resources.runners.backends.ec2 import Ec2Backend
 from resources.runners.work import Work
 from resources.runtime.database import Database
 from resources.runtime.errors import BareCountError, ErrorCode
+from tests.integration.runners.cloud import ACCOUNT, REGION
 from tests.integration.runners.conftest import ENVIRONMENT, World, subnets
 
 DECLARED = ENVIRONMENT.backend_of("dedicated_compute")
@@ -55,6 +59,7 @@ def test_a_stage_on_ec2_leaves_what_it_leaves_in_process(world: World, new_datab
 
     *_, call = world.cloud.made("ec2.RunInstances")
     assert call["LaunchTemplate.LaunchTemplateName"] == "barecount-dev-stage" and call["MaxCount"] == "1"
+    assert call["IamInstanceProfile.Name"] == "barecount-dev-ec2-calendar"
     assert call["InstanceType"] == "m7i.xlarge" and call["InstanceInitiatedShutdownBehavior"] == "terminate"
     assert call["NetworkInterface.1.SubnetId"] in subnets("barecount-dev-private-a")
     assert call["NetworkInterface.1.AssociatePublicIpAddress"] == "false"
@@ -88,6 +93,23 @@ def test_an_agent_lost_during_the_work_is_an_error_and_the_instance_is_terminate
     error = failed(world)
     assert error.code is ErrorCode.RUNNER_LOST and error.retryable and "ConnectionLost" in error.message
     assert len(world.cloud.made("ssm.CancelCommand")) == 1 and alive() == [] and world.ended()
+
+
+def test_a_spot_instance_that_aws_takes_back_is_an_error_that_may_be_tried_again(world: World, locked: None) -> None:
+    def take_back(machine: subprocess.Popen) -> None:
+        (instance,) = alive()
+        taken = get_backend("ec2")[ACCOUNT][REGION].get_instance(instance)
+        taken.terminate()
+        taken._reason = ""
+        why = "Server.SpotInstanceTermination"
+        taken.state_reason = StateReason(f"{why}: no capacity", why)
+        machine.kill()
+
+    world.instances(then=take_back)
+    error = failed(world)
+    assert error.code is ErrorCode.RUNNER_LOST and error.retryable
+    assert "was lost: terminated (Server.SpotInstanceTermination" in error.message
+    assert alive() == [] and world.ended() and world.left_in_s3() == []
 
 
 def test_capacity_that_never_comes_is_an_error_that_may_be_tried_again(world: World) -> None:

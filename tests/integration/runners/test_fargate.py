@@ -35,7 +35,7 @@ def test_a_stage_on_fargate_leaves_what_it_leaves_in_process(
 ) -> None:
     world.fargate()
     work = world.work("container", size="medium")
-    outcome = world.run(replace(backend(world), declared=DECLARED.model_copy(update={"stage_role": "bc-stage"})), work)
+    outcome = world.run(backend(world), work)
     assert outcome.error is None and outcome.receipt is not None
     here = world.in_process(new_database())
     assert outcome.receipt.outputs == here.outputs and outcome.receipt.counts == here.counts
@@ -55,7 +55,7 @@ def test_a_stage_on_fargate_leaves_what_it_leaves_in_process(
     assert sorted(network["subnets"]) == subnets("barecount-dev-private-a", "barecount-dev-private-b")
     assert len(network["securityGroups"]) == 1 and network["assignPublicIp"] == "DISABLED"
     assert (call["overrides"]["cpu"], call["overrides"]["memory"]) == ("1024", "4096")
-    assert call["overrides"]["taskRoleArn"].endswith(":role/bc-stage-calendar")
+    assert call["overrides"]["taskRoleArn"].endswith(":role/barecount-dev-fargate-calendar")
     tags = {tag["key"]: tag["value"] for tag in call["tags"]}
     assert work.tags.items() <= tags.items()
     assert {"tenant", "pipeline", "stage", "run_token", "environment"} <= set(tags)

@@ -20,7 +20,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from tests.integration.runners.conftest import ENVIRONMENT, World, function_error
 
 DECLARED = ENVIRONMENT.backend_of("serverless")
-FUNCTION = "barecount-dev-stage-small-private-vpc"
+FUNCTION = "barecount-dev-stage-calendar-small-private-vpc"
 
 
 def backend(world: World) -> LambdaBackend:
@@ -65,6 +65,13 @@ def test_a_function_that_is_not_what_is_declared_is_not_called(world: World) -> 
         assert "has 128 MB" in refused(world, small(world)).message
     finally:
         client.update_function_configuration(FunctionName=FUNCTION, MemorySize=1024)
+    other_role = boto3.client("iam").create_role(RoleName="of-everything", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    own_role = client.get_function_configuration(FunctionName=FUNCTION)["Role"]
+    client.update_function_configuration(FunctionName=FUNCTION, Role=other_role)
+    try:
+        assert "declared is barecount-dev-lambda-calendar" in refused(world, small(world)).message
+    finally:
+        client.update_function_configuration(FunctionName=FUNCTION, Role=own_role)
     wrong_network = refused(world, replace(small(world), network=ENVIRONMENT.network_of("vpn")))
     assert wrong_network.code is ErrorCode.RUNNER_NETWORK and "subnet-" in wrong_network.message
     assert refused(world, world.work("serverless", size="large")).code is ErrorCode.RUNNER_UNKNOWN

@@ -222,13 +222,21 @@ def test_an_environment_is_one_that_terraform_can_build(environment: str) -> Non
 
 def test_every_stage_has_a_role_of_its_own_with_the_name_that_a_task_asks_for() -> None:
     stages = {stage.value.replace("_", "-") for stage in Stage}
-    outputs = labelled(ROOT / "modules/declared", "output")
-    assert {unquoted(name) for name in outputs["stages"]["value"]} == stages
-    statements = next(block["stage_statements"] for block in blocks(ROOT / "modules/security")["locals"])
+    declared = next(block["stages"] for block in blocks(ROOT / "modules/declared")["locals"] if "stages" in block)
+    assert {unquoted(name) for name in declared} == stages
+    statements = next(block["stage_statements"] for block in blocks(ROOT / "modules/security")["locals"]
+                      if "stage_statements" in block)
     assert {unquoted(name) for name in statements if not name.startswith("__")} == stages
     role = next(body for kind, name, body in resources(ROOT / "modules/security")
                 if (kind, name) == ("aws_iam_role", "stage"))
-    assert unquoted(role["name"]) == "${var.name}-${each.value}"
+    assert unquoted(role["name"]) == "${var.name}-${each.key}"
+    backends = next(block["backends"] for block in blocks(ROOT / "modules/security")["locals"] if "backends" in block)
+    for environment in ENVIRONMENTS:
+        spec = yaml.safe_load((PROJECT / f"deploy/environments/aws-{environment}.yaml").read_text("utf-8"))["spec"]
+        cluster = spec["classes"]["container"]["cluster"]
+        for declared in spec["classes"].values():
+            assert declared["backend"] in {unquoted(name) for name in backends}
+            assert declared["stage_role"] == f"{cluster}-{declared['backend']}"
 
 
 def test_instances_have_what_the_backend_looks_for() -> None:

@@ -1,7 +1,7 @@
 # What stages run on. Each of these starts the same entry point of the same code; size, tags and run specification come
 # with the call.
 
-# Fargate
+# Fargate. A task gets the role of its stage with the call; one without has none.
 
 resource "aws_ecs_task_definition" "stage" {
   family                   = var.task_definition_name
@@ -10,7 +10,6 @@ resource "aws_ecs_task_definition" "stage" {
   cpu                      = 1024
   memory                   = 4096
   execution_role_arn       = var.role_arns["execution"]
-  task_role_arn            = var.role_arns["task"]
 
   runtime_platform {
     operating_system_family = "LINUX"
@@ -40,16 +39,16 @@ resource "aws_ecs_task_definition" "stage" {
   }])
 }
 
-# Lambda: a function per size and network profile
+# Lambda: a function per stage, size and network profile
 
 resource "aws_lambda_function" "stage" {
   for_each = var.functions
 
   function_name = each.key
-  description   = "A stage of BareCount"
+  description   = "The stage ${each.value.stage} of BareCount"
   package_type  = "Image"
   image_uri     = var.image
-  role          = var.role_arns["function"]
+  role          = var.stage_role_arns["lambda-${each.value.stage}"]
   memory_size   = each.value.memory_mb
   timeout       = each.value.timeout_seconds
 
@@ -88,13 +87,13 @@ resource "aws_lambda_function_event_invoke_config" "stage" {
   maximum_event_age_in_seconds = 60
 }
 
-# Glue: a job per network profile
+# Glue: a job per stage and network profile
 
 resource "aws_glue_connection" "stage" {
-  for_each = var.glue_jobs
+  for_each = var.glue_networks
 
-  name            = "${var.name}-${replace(each.value.profile, "_", "-")}"
-  description     = "The network profile ${each.value.profile}"
+  name            = "${var.name}-${replace(each.key, "_", "-")}"
+  description     = "The network profile ${each.key}"
   connection_type = "NETWORK"
 
   physical_connection_requirements {
@@ -128,14 +127,14 @@ resource "aws_glue_job" "stage" {
   for_each = var.glue_jobs
 
   name                   = each.key
-  description            = "A stage of BareCount on ${each.value.profile}"
-  role_arn               = var.role_arns["job"]
+  description            = "The stage ${each.value.stage} of BareCount on ${each.value.profile}"
+  role_arn               = var.stage_role_arns["glue-${each.value.stage}"]
   glue_version           = "5.0" # Python 3.11, Java 17
   worker_type            = var.glue_size.flavor
   number_of_workers      = var.glue_size.workers
   timeout                = ceil(var.glue_size.timeout_seconds / 60)
   max_retries            = 0
-  connections            = [aws_glue_connection.stage[each.key].name]
+  connections            = [aws_glue_connection.stage[each.value.profile].name]
   security_configuration = aws_glue_security_configuration.stage.name
 
   execution_property {
@@ -171,7 +170,8 @@ resource "aws_s3_object" "glue_script" {
   source_hash = filesha256(var.glue_script)
 }
 
-# EC2: an instance per stage, started from this template, commanded by SSM, terminated after it
+# EC2: an instance per stage, started from this template with the stage's instance profile, commanded by SSM, terminated
+# after it. Without a profile no agent of SSM answers, and nothing is run.
 
 resource "aws_launch_template" "stage" {
   name                   = var.launch_template_name
@@ -184,10 +184,6 @@ resource "aws_launch_template" "stage" {
 
   # Whoever shuts it down from inside ends it: an instance nobody hears of any more goes away by itself.
   instance_initiated_shutdown_behavior = "terminate"
-
-  iam_instance_profile {
-    name = var.instance_profile_name
-  }
 
   metadata_options {
     http_endpoint               = "enabled"

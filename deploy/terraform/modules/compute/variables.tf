@@ -36,6 +36,7 @@ variable "container_name" {
 variable "functions" {
   description = "Lambda functions by name."
   type = map(object({
+    stage           = string
     memory_mb       = number
     timeout_seconds = number
     concurrency     = number
@@ -51,12 +52,12 @@ variable "function_handler" {
 
 variable "glue_jobs" {
   description = "Glue jobs by name."
-  type = map(object({
-    profile         = string
-    subnet          = string
-    security_groups = list(string)
-    public          = bool
-  }))
+  type        = map(object({ stage = string, profile = string }))
+}
+
+variable "glue_networks" {
+  description = "Networks of Glue jobs by network profile."
+  type        = map(object({ subnet = string, security_groups = list(string) }))
 }
 
 variable "glue_size" {
@@ -126,13 +127,13 @@ variable "tenant_secrets_prefix" {
 }
 
 variable "role_arns" {
-  description = "Roles: control, execution, task, function, job."
+  description = "Roles: control, execution."
   type        = map(string)
 }
 
-variable "instance_profile_name" {
-  description = "Instance profile of stages on EC2."
-  type        = string
+variable "stage_role_arns" {
+  description = "Roles of stages by backend and stage: lambda-publish."
+  type        = map(string)
 }
 
 variable "data_key_arn" {

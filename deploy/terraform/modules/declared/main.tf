@@ -22,29 +22,37 @@ locals {
     }
   }
 
-  # AWS binds memory, time and network to a function, not to a call: a function per size and network profile.
+  # In the names of roles, functions and jobs.
+  stages = ["ingestion", "calendar", "normalization", "kpi-build", "publish"]
+
+  # AWS binds role, memory, time and network to a function, not to a call: a function per stage, size and network profile.
   functions = merge([
     for profile, network in local.networks : {
-      for size, limits in local.sizes.lambda :
-      "${local.spec.classes.serverless.function}-${size}-${replace(profile, "_", "-")}" => {
-        memory_mb       = limits.memory_mb
-        timeout_seconds = limits.timeout_seconds
-        concurrency     = limits.concurrency
+      for pair in setproduct(local.stages, keys(local.sizes.lambda)) :
+      "${local.spec.classes.serverless.function}-${pair[0]}-${pair[1]}-${replace(profile, "_", "-")}" => {
+        stage           = pair[0]
+        memory_mb       = local.sizes.lambda[pair[1]].memory_mb
+        timeout_seconds = local.sizes.lambda[pair[1]].timeout_seconds
+        concurrency     = local.sizes.lambda[pair[1]].concurrency
         subnets         = network.subnets
         security_groups = network.security_groups
       }
     }
   ]...)
 
-  # The connection that gives a job its network belongs to the job: a job per network profile. Profiles without a private
-  # address of their own have none.
+  # Role and connection belong to a job: a job per stage and network profile, a connection per network profile.
   glue_jobs = {
-    for profile, network in local.networks :
-    "${local.spec.classes.managed_etl.job}-${replace(profile, "_", "-")}" => {
-      profile         = profile
+    for pair in setproduct(local.stages, keys(local.networks)) :
+    "${local.spec.classes.managed_etl.job}-${pair[0]}-${replace(pair[1], "_", "-")}" => {
+      stage   = pair[0]
+      profile = pair[1]
+    }
+  }
+
+  glue_networks = {
+    for profile, network in local.networks : profile => {
       subnet          = network.subnets[0]
       security_groups = network.security_groups
-      public          = network.public
     }
   }
 }

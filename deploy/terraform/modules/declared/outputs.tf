@@ -20,7 +20,7 @@ output "tags" {
 
 output "stages" {
   description = "Stages that runners execute, as in role names."
-  value       = ["ingestion", "calendar", "normalization", "kpi-build", "publish"]
+  value       = local.stages
 }
 
 output "bucket_names" {
@@ -56,7 +56,7 @@ output "endpoint_services" {
 }
 
 output "functions" {
-  description = "Lambda functions by name: memory, timeout, calls at once, subnets and security groups by name."
+  description = "Lambda functions by name: stage, memory, timeout, calls at once, subnets and security groups by name."
   value       = local.functions
 }
 
@@ -86,8 +86,13 @@ output "glue_job" {
 }
 
 output "glue_jobs" {
-  description = "Glue jobs by name: network profile, subnet and security groups by name."
+  description = "Glue jobs by name: stage and network profile."
   value       = local.glue_jobs
+}
+
+output "glue_networks" {
+  description = "Networks of Glue jobs by network profile: subnet and security groups by name."
+  value       = local.glue_networks
 }
 
 output "glue_size" {

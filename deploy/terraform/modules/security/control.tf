@@ -102,7 +102,9 @@ data "aws_iam_policy_document" "control_runners" {
     sid     = "HandRolesToTasks"
     actions = ["iam:PassRole"]
     resources = concat(
-    values(aws_iam_role.stage)[*].arn, [aws_iam_role.task.arn, aws_iam_role.execution.arn])
+      [for name, role in aws_iam_role.stage : role.arn if local.stage_roles[name].backend == "fargate"],
+      [aws_iam_role.execution.arn],
+    )
 
     condition {
       test     = "StringEquals"
@@ -232,9 +234,9 @@ data "aws_iam_policy_document" "control_machines" {
   }
 
   statement {
-    sid       = "HandTheRoleToInstances"
+    sid       = "HandRolesToInstances"
     actions   = ["iam:PassRole"]
-    resources = [aws_iam_role.instance.arn]
+    resources = [for name, role in aws_iam_role.stage : role.arn if local.stage_roles[name].backend == "ec2"]
 
     condition {
       test     = "StringEquals"

@@ -174,7 +174,7 @@ data "aws_iam_policy_document" "stage" {
   source_policy_documents = [for part in each.value : data.aws_iam_policy_document.part[part].json]
 }
 
-# What AWS gives one role for all stages (a function, a job) has what all of them need together.
+# An agent does whatever stage it is given.
 data "aws_iam_policy_document" "any_stage" {
   source_policy_documents = [
     for part in distinct(flatten(values(local.stage_statements))) : data.aws_iam_policy_document.part[part].json

@@ -9,24 +9,16 @@ output "bucket_arns" {
 }
 
 output "role_arns" {
-  description = "Roles: control, execution, task, function, job."
+  description = "Roles: control, execution."
   value = {
     control   = aws_iam_role.control.arn
     execution = aws_iam_role.execution.arn
-    task      = aws_iam_role.task.arn
-    function  = aws_iam_role.function.arn
-    job       = aws_iam_role.job.arn
   }
 }
 
 output "stage_role_arns" {
-  description = "Roles of stages on Fargate, by stage."
-  value       = { for stage, role in aws_iam_role.stage : stage => role.arn }
-}
-
-output "instance_profile_name" {
-  description = "Instance profile of stages on EC2."
-  value       = aws_iam_instance_profile.instance.name
+  description = "Roles of stages by backend and stage: lambda-publish."
+  value       = { for name, role in aws_iam_role.stage : name => role.arn }
 }
 
 output "flow_log_role_arn" {

@@ -1,32 +1,53 @@
-# Roles. On Fargate and EC2 a stage has its own; a function and a job have one for whatever stage they are given.
+# Roles. A stage has one of its own on each backend: what it may is what the stage needs, and what the backend needs to run
+# anything at all.
+
+locals {
+  # Who takes the role.
+  backends = { fargate = "ecs", lambda = "lambda", glue = "glue", ec2 = "ec2" }
+
+  stage_roles = {
+    for pair in setproduct(keys(local.backends), var.stages) :
+    "${pair[0]}-${pair[1]}" => { backend = pair[0], stage = pair[1] }
+  }
+
+  # What a backend asks of the role besides.
+  backend_documents = {
+    fargate = []
+    lambda  = [data.aws_iam_policy_document.function.json]
+    glue    = [data.aws_iam_policy_document.job.json]
+    ec2     = [data.aws_iam_policy_document.instance.json]
+  }
+}
 
 resource "aws_iam_role" "stage" {
-  for_each = toset(var.stages)
+  for_each = local.stage_roles
 
-  name               = "${var.name}-${each.value}"
-  description        = "The stage ${each.value} on Fargate"
-  assume_role_policy = data.aws_iam_policy_document.assumed_by["ecs"].json
+  name               = "${var.name}-${each.key}"
+  description        = "The stage ${each.value.stage} on ${each.value.backend}"
+  assume_role_policy = data.aws_iam_policy_document.assumed_by[local.backends[each.value.backend]].json
 }
 
 resource "aws_iam_role_policy" "stage" {
+  for_each = local.stage_roles
+
+  name   = "stage"
+  role   = aws_iam_role.stage[each.key].id
+  policy = data.aws_iam_policy_document.stage_role[each.key].json
+}
+
+data "aws_iam_policy_document" "stage_role" {
+  for_each = local.stage_roles
+
+  source_policy_documents = concat(
+    [data.aws_iam_policy_document.stage[each.value.stage].json], local.backend_documents[each.value.backend],
+  )
+}
+
+resource "aws_iam_instance_profile" "stage" {
   for_each = toset(var.stages)
 
-  name   = "stage"
-  role   = aws_iam_role.stage[each.value].id
-  policy = data.aws_iam_policy_document.stage[each.value].json
-}
-
-# Without a role of its own in the call, a task has that of any stage.
-resource "aws_iam_role" "task" {
-  name               = "${var.name}-stage-task"
-  description        = "Any stage on Fargate"
-  assume_role_policy = data.aws_iam_policy_document.assumed_by["ecs"].json
-}
-
-resource "aws_iam_role_policy" "task" {
-  name   = "stage"
-  role   = aws_iam_role.task.id
-  policy = data.aws_iam_policy_document.any_stage.json
+  name = aws_iam_role.stage["ec2-${each.value}"].name
+  role = aws_iam_role.stage["ec2-${each.value}"].name
 }
 
 # What starts containers: pulls the image, opens the log.
@@ -65,20 +86,8 @@ data "aws_iam_policy_document" "start" {
 
 # Lambda
 
-resource "aws_iam_role" "function" {
-  name               = "${var.name}-stage-lambda"
-  description        = "Any stage on Lambda"
-  assume_role_policy = data.aws_iam_policy_document.assumed_by["lambda"].json
-}
-
-resource "aws_iam_role_policy" "function" {
-  name   = "stage"
-  role   = aws_iam_role.function.id
-  policy = data.aws_iam_policy_document.function.json
-}
-
 data "aws_iam_policy_document" "function" {
-  source_policy_documents = [data.aws_iam_policy_document.any_stage.json, data.aws_iam_policy_document.network.json]
+  source_policy_documents = [data.aws_iam_policy_document.network.json]
 
   statement {
     sid       = "WriteLogs"
@@ -102,20 +111,8 @@ data "aws_iam_policy_document" "network" {
 
 # Glue
 
-resource "aws_iam_role" "job" {
-  name               = "${var.name}-stage-glue"
-  description        = "Any stage on Glue"
-  assume_role_policy = data.aws_iam_policy_document.assumed_by["glue"].json
-}
-
-resource "aws_iam_role_policy" "job" {
-  name   = "stage"
-  role   = aws_iam_role.job.id
-  policy = data.aws_iam_policy_document.job.json
-}
-
 data "aws_iam_policy_document" "job" {
-  source_policy_documents = [data.aws_iam_policy_document.any_stage.json, data.aws_iam_policy_document.network.json]
+  source_policy_documents = [data.aws_iam_policy_document.network.json]
 
   statement {
     sid       = "ScriptAndPackages"
@@ -169,25 +166,8 @@ data "aws_iam_policy_document" "job" {
 
 # EC2
 
-resource "aws_iam_role" "instance" {
-  name               = "${var.name}-stage-ec2"
-  description        = "Any stage on EC2, told what to do by SSM"
-  assume_role_policy = data.aws_iam_policy_document.assumed_by["ec2"].json
-}
-
-resource "aws_iam_role_policy" "instance" {
-  name   = "stage"
-  role   = aws_iam_role.instance.id
-  policy = data.aws_iam_policy_document.instance.json
-}
-
-resource "aws_iam_instance_profile" "instance" {
-  name = "${var.name}-stage"
-  role = aws_iam_role.instance.name
-}
-
 data "aws_iam_policy_document" "instance" {
-  source_policy_documents = [data.aws_iam_policy_document.any_stage.json, data.aws_iam_policy_document.start.json]
+  source_policy_documents = [data.aws_iam_policy_document.start.json]
 
   # What the SSM agent says and asks; these actions take no resource of ours.
   statement {
