@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo dev test unit lint lint-contracts bench lock image glue clean
+.PHONY: demo dev test unit test-spark lint lint-contracts bench lock image glue clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/barecount demo
@@ -37,6 +37,10 @@ $(LINT_VENV)/.installed: Makefile
 	$(LINT_VENV)/bin/python -m pip install --quiet datacontract-cli==1.2.8
 	@touch $@
 
+# A master and two workers on this machine; needs Java 17.
+test-spark: $(VENV)/.installed-spark
+	$(BIN)/python -m pytest tests/lifecycle/test_spark.py
+
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks
 
@@ -64,6 +68,8 @@ lock:
 		pyproject.toml --group test -c requirements.lock -o requirements-test.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header \
 		pyproject.toml --group test --group benchmarks -c requirements.lock -o requirements-bench.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header \
+		pyproject.toml --group test --group spark -c requirements-test.lock -o requirements-spark.lock
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "BareCount needs Python 3.11 or newer")'
@@ -77,6 +83,10 @@ $(VENV)/.installed: $(VENV)/.created requirements.lock pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements-test.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-test.lock
+	@touch $@
+
+$(VENV)/.installed-spark: $(VENV)/.installed-test requirements-spark.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-spark.lock
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-test requirements-bench.lock

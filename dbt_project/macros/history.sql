@@ -29,7 +29,7 @@
     {%- elif type == 'boolean' -%}
         {%- set rendered = 'case ' ~ name ~ " when true then 'true' when false then 'false' end" -%}
     {%- elif type in ('smallint', 'integer', 'bigint') or type.startswith('numeric(') or type.startswith('decimal(') -%}
-        {%- set rendered = 'cast(cast(' ~ name ~ ' as ' ~ type ~ ') as ' ~ text ~ ')' -%}
+        {%- set rendered = 'cast(cast(' ~ name ~ ' as ' ~ column_type(type) ~ ') as ' ~ text ~ ')' -%}
     {%- else -%}
         {{ exceptions.raise_compiler_error(
             "Column '" ~ name ~ "' of '" ~ declared_model()['name'] ~ "' has the type '" ~ type ~ "', which has no "
@@ -52,7 +52,7 @@
 {% macro versioned(rows) -%}
 select
     {%- for column in (declared_columns() if execute else []) if column['name'] not in version_columns() %}
-    cast({{ column['name'] }} as {{ column['data_type'] }}) as {{ column['name'] }},
+    cast({{ column['name'] }} as {{ column_type(column['data_type']) }}) as {{ column['name'] }},
     {%- endfor %}
     cast({{ run_tenant() }} as {{ dbt.type_string() }}) as tenant_id,
     {{ row_hash() if execute else 'null' }} as row_hash,

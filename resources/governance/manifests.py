@@ -51,7 +51,7 @@ class Transforms(Declared):
     `engine` computes GDPs and KPIs; every engine gives the same rows, and PostgreSQL keeps them.
     """
 
-    engine: Literal["postgres", "duckdb"] = "postgres"
+    engine: Literal["postgres", "duckdb", "spark"] = "postgres"
     calendar: bool
     gdp: tuple[Name, ...] = Field(min_length=1)
 

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import psutil
 
+from barecount_assets.stages import engines
 from resources.runtime.settings import Settings
 from tests.benchmarks import data
 from tests.benchmarks.measuring import Server, sampled, server_cpu_seconds, server_in
 
-ENGINES = ("postgres", "duckdb")
+ENGINES = tuple(engine for engine in ("postgres", "duckdb", "spark") if engines.installed(engine))
 WINDOW = ("1992-01-01", "1998-12-31")
 STAGES = ("ingestion", "calendar", "normalization", "kpi_build", "publish")
 COLUMNS = {"raw": ("ingestion",), "gdp": ("normalization",), "kpi": ("kpi_build",), "published": ("publish",)}

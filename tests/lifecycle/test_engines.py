@@ -18,7 +18,7 @@ import pytest
 
 from barecount_assets import sample
 from barecount_assets.lifecycle import RunRequest, specs
-from barecount_assets.stages import execute
+from barecount_assets.stages import engines, execute
 from resources.runners.stage import Stage, StageReceipt
 from resources.runners.work import RunSpec
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -270,6 +270,17 @@ def test_a_run_killed_while_rows_are_merged_is_as_if_it_had_not_been(sites: dict
         sites[name].bring_up("order_to_cash", "acme", FIRST, LAST)
     assert content(site, "order_to_cash", "acme") == content(sites["postgres"], "order_to_cash", "acme")
     assert left_behind(site.project) == ([], [])
+
+
+@pytest.mark.skipif(engines.installed("spark"), reason="every engine is installed")
+def test_an_engine_that_is_not_installed_is_refused_and_nothing_changes(sites: dict[str, Site]) -> None:
+    site = sites["postgres"]
+    before = content(site, "order_to_cash", "acme")
+    declare_engine(site.project.settings.project_dir, "spark")
+    with pytest.raises(BareCountError) as refusal:
+        site.bring_up("order_to_cash", "acme", FIRST, LAST)
+    assert refusal.value.code is ErrorCode.RUNNER_UNAVAILABLE and "pyspark" in refusal.value.message
+    assert content(site, "order_to_cash", "acme") == before
 
 
 def test_another_engine_takes_over_without_a_new_version_of_anything(sites: dict[str, Site]) -> None:

@@ -11,6 +11,7 @@ other rows a model reads are in PostgreSQL alone.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
@@ -22,6 +23,7 @@ from barecount_assets.stages import dbt
 from barecount_assets.stages.dbt import NodeResult, PlannedModel, Relation
 from barecount_assets.stages.environment import StageEnvironment, lock_key
 from resources.runners.facade import Progress
+from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import computed_rows
 
 if TYPE_CHECKING:
@@ -49,10 +51,15 @@ def build(
     """Run models and their data tests, their rows computed by an engine. The caller holds the build lock.
 
     Raises:
-        BareCountError: as `dbt.build`; store.corrupt when a raw object is not what was written.
+        BareCountError: as `dbt.build`; store.corrupt when a raw object is not what was written; runner.unavailable
+            when the engine is not installed.
     """
     if engine == WAREHOUSE:
         return dbt.build(environment, select, variables, progress)
+    if not installed(engine):
+        raise BareCountError(
+            ErrorCode.RUNNER_UNAVAILABLE, f"the engine {engine} is not installed here: there is no {_PACKAGES[engine]}",
+            hint="install what docs/engines.md says of it, or declare another engine in the manifest")
     levels = dbt.plan(environment.settings, engine, select, variables)
     total = sum(map(len, levels))
     results: list[NodeResult] = []
@@ -80,6 +87,11 @@ def _compute(at_work: Engine, inputs: Inputs, model: PlannedModel, provided: set
     computed_rows.replace(inputs.arrow, model.schema, model.name, model.columns, at_work.compute(model))
 
 
+def installed(engine: str) -> bool:
+    """Whether an engine can be used here."""
+    return engine == WAREHOUSE or importlib.util.find_spec(_PACKAGES[engine]) is not None
+
+
 def identity(engine: str, connection: psycopg.Connection) -> dict[str, str]:
     """What evidence says of the engine that computed: its name and version."""
     if engine == WAREHOUSE:
@@ -89,7 +101,7 @@ def identity(engine: str, connection: psycopg.Connection) -> dict[str, str]:
     return {"name": engine, "version": version}
 
 
-_PACKAGES = {"duckdb": "duckdb"}
+_PACKAGES = {"duckdb": "duckdb", "spark": "pyspark"}
 
 
 @contextmanager
@@ -105,6 +117,10 @@ def _opened(
 
 
 def _open(engine: str, inputs: Inputs) -> AbstractContextManager[Engine]:
+    if engine == "spark":
+        from barecount_assets.stages.engines import spark_engine
+
+        return spark_engine.opened(inputs)
     from barecount_assets.stages.engines import duckdb_engine
 
-    return {"duckdb": duckdb_engine.opened}[engine](inputs)
+    return duckdb_engine.opened(inputs)

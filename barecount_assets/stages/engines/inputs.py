@@ -78,28 +78,19 @@ class Inputs:
             BareCountError: store.corrupt when an object is missing or has another checksum.
         """
         contract = self.raw_contract(relation)
-        wanted = raw_schema(contract)
         with self.environment.database.connect(autocommit=True) as connection:
             batches = fetch(connection, _BATCHES, (self.tenant_id, contract.dataset, list(self.batches)))
         store = self.environment.raw_store
         found = []
         for batch_id, key, sha256, evidence_seq in batches:
             require_intact(store, key, sha256, evidence_seq)
-            path = store.local_file(key, self.folder)
-            if not _has_schema(pq.read_schema(path), wanted):
-                path = self._rewritten(path, contract, wanted, batch_id)
+            path = as_of_now(store.local_file(key, self.folder), contract, self.folder / f"batch-{batch_id}.parquet")
             found.append(RawFile(path, batch_id))
         return found
 
-    def _rewritten(self, path: Path, contract: Contract, wanted: pa.Schema, batch_id: int) -> Path:
-        target = self.folder / f"batch-{batch_id}.parquet"
-        with pq.ParquetWriter(target, wanted) as writer:
-            for rows in pq.ParquetFile(path).iter_batches():
-                rows = as_declared(rows, contract)
-                writer.write_batch(pa.record_batch(
-                    [rows.column(field.name) if field.name in rows.schema.names
-                     else pa.nulls(rows.num_rows, field.type) for field in wanted], schema=wanted))
-        return target
+    def no_raw_rows(self, relation: Relation) -> pa.Table:
+        """A raw table's columns without a row."""
+        return raw_schema(self.raw_contract(relation)).empty_table()
 
     def types(self, relation: Relation) -> list[tuple[str, str]]:
         """(name, PostgreSQL type) of a relation's columns, in order."""
@@ -121,6 +112,20 @@ def raw_schema(contract: Contract) -> pa.Schema:
     """Schema of raw objects under a contract: its columns, the number of the record, undeclared values."""
     return pa.schema([*((name, arrow_type(kind)) for name, kind in contract.column_types),
                       (ROW_NUMBER, pa.int64()), (EXTRA, pa.string())])
+
+
+def as_of_now(path: Path, contract: Contract, copy: Path) -> Path:
+    """A raw object's file if it has the columns and types of a contract, else a copy of it that has."""
+    wanted = raw_schema(contract)
+    if _has_schema(pq.read_schema(path), wanted):
+        return path
+    with pq.ParquetWriter(copy, wanted) as writer:
+        for rows in pq.ParquetFile(path).iter_batches():
+            declared = as_declared(rows, contract)
+            writer.write_batch(pa.record_batch(
+                [declared.column(field.name) if field.name in declared.schema.names
+                 else pa.nulls(declared.num_rows, field.type) for field in wanted], schema=wanted))
+    return copy
 
 
 def raw_types(contract: Contract) -> list[tuple[str, str]]:

@@ -3,6 +3,13 @@
 {#- Type of KPI values: one scale on every engine, so that equal values are equal byte for byte. -#}
 {% macro type_measure() -%}{{ return('decimal(38, 6)') }}{%- endmacro %}
 
+{#- Name of a column's declared type. -#}
+{% macro column_type(type) -%}{{ return(adapter.dispatch('column_type')(type)) }}{%- endmacro %}
+{% macro default__column_type(type) -%}{{ return(type) }}{%- endmacro %}
+{% macro spark__column_type(type) -%}
+    {{ return({'text': 'string', 'bytea': 'binary', 'double precision': 'double'}.get(type, type)) }}
+{%- endmacro %}
+
 {#- Text without blanks at its ends; other white space stays. DuckDB's one-argument `trim` takes every Unicode blank. -#}
 {% macro trimmed(expression) -%}{{ return("trim(both ' ' from " ~ expression ~ ')') }}{%- endmacro %}
 
@@ -58,6 +65,10 @@
         'cast(sign(' ~ numerator ~ ') * sign(' ~ denominator ~ ') * div(2000000 * abs(' ~ numerator ~ ') + abs('
         ~ denominator ~ '), nullif(2 * abs(' ~ denominator ~ '), 0)) * 0.000001 as ' ~ type_measure() ~ ')'
     ) }}
+{%- endmacro %}
+{#- Spark divides decimals by cutting off after 39 digits, then rounds half away from zero: once. -#}
+{% macro spark__ratio(numerator, denominator) -%}
+    {{ return('cast(' ~ numerator ~ ' / nullif(' ~ denominator ~ ', 0) as ' ~ type_measure() ~ ')') }}
 {%- endmacro %}
 {% macro duckdb__ratio(numerator, denominator) -%}
     {%- set above = 'cast(abs(' ~ numerator ~ ') * 1000000 as hugeint)' -%}

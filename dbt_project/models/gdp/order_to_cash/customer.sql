@@ -36,15 +36,10 @@ statements as (
     select * from erp
 ),
 
-surviving as (
-    {{ survivors('statements', key='customer_id') }}
-),
-
 customers as (
-    select
-        surviving.*,
-        exists (select 1 from crm where crm.customer_id = surviving.customer_id) as is_known
-    from surviving
+    {{ survivors('statements', key='customer_id', aggregates={
+        'is_known': "max(case when system = 'crm' then 1 else 0 end) = 1",
+    }) }}
 )
 
 {{ versioned('customers') }}
