@@ -61,7 +61,7 @@ open_month as (
 overdue_month as (
     select
         business_unit,
-        {{ month_start('greatest(moved_on, ' ~ dbt.dateadd('day', 1, 'due_date') ~ ')') }} as month_start,
+        {{ month_start('greatest(moved_on, ' ~ day_after('due_date') ~ ')') }} as month_start,
         sum(amount) as amount
     from movement
     group by 1, 2

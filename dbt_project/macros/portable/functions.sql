@@ -52,6 +52,11 @@
     {{ return('cast(' ~ dbt.date_trunc('month', expression) ~ ' as date)') }}
 {%- endmacro %}
 
+{#- The day after a date. dbt's own `dateadd` on Spark needs timestamps with a time zone. -#}
+{% macro day_after(expression) -%}{{ return(adapter.dispatch('day_after')(expression)) }}{%- endmacro %}
+{% macro default__day_after(expression) -%}{{ return(dbt.dateadd('day', 1, expression)) }}{%- endmacro %}
+{% macro spark__day_after(expression) -%}{{ return('date_add(' ~ expression ~ ', 1)') }}{%- endmacro %}
+
 {#-
   Quotient of two measures, null when the denominator is 0, rounded half away from zero to 6 decimals. Ratios are
   rounded only here, and once: engines' own division rounds before (PostgreSQL at some 16 digits) or is binary (DuckDB).

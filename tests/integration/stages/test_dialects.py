@@ -72,7 +72,7 @@ STATEMENTS = {
             f"from ({_values([(text,) for text in TEXTS], 'text')}) as given",
     "moments": "select {{ iso_timestamp('c0') }}, {{ iso_date('cast(c0 as date)') }}, {{ month_start('c0') }}, "
                "{{ period_text('month', month_start('c0')) }}, "
-               "{{ month_start('greatest(cast(c0 as date), ' ~ dbt.dateadd('day', 1, 'cast(c0 as date)') ~ ')') }} "
+               "{{ month_start('greatest(cast(c0 as date), ' ~ day_after('cast(c0 as date)') ~ ')') }} "
                f"from ({_values([(moment,) for moment in MOMENTS], 'timestamp')}) as given",
     "canonical": "select {{ canonical_text({'name': 'c0', 'data_type': 'numeric(18,3)'}) }}, "
                  "{{ canonical_text({'name': 'c1', 'data_type': 'text'}) }}, "
