@@ -194,9 +194,9 @@ def test_job_and_worker_killed_at_any_moment_under_load_still_make_exactly_one_j
     expected = Counter[tuple[str, str, str]]({("acme", "first", "2026-01"): 1})
     start, work = time.monotonic(), ActionWork.of(world.environment)  # the children find everything imported
     work.evaluate(), work.enqueue(), work.deliver(), work.settle()
-    longest = min(0.2 + time.monotonic() - start, 2.0)  # children of a slow machine live longer
-    kills, number = 0, 0
-    while kills < 30:
+    longest, kills, number, sent = time.monotonic() - start, 0, 0, 1
+    while kills < 30 or sent == 1:
+        assert kills < 120, "nothing was sent while they were killed"
         for tenant in TENANTS:  # events keep coming while job and worker are killed
             number += 1
             values = [dice.choice((50, 70)) for _ in range(12)]
@@ -210,8 +210,8 @@ def test_job_and_worker_killed_at_any_moment_under_load_still_make_exactly_one_j
             os.kill(child, signal.SIGKILL)
             assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "it ended by itself before it was killed"
             kills += 1
-    sent = world.rows("select count(*) from platform.receipt")[0][0]
-    assert sent > 1, "nothing was sent while they were killed"
+        before, sent = sent, world.rows("select count(*) from platform.receipt")[0][0]
+        longest *= 0.9 if sent > before else 1.4  # how long it takes to send something, the machine says
     world.now = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=10)  # leases of killed workers are over
     work = ActionWork.of(world.environment, lambda: world.now)
     work.evaluate(), work.enqueue(), work.deliver(), work.settle()
