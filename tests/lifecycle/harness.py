@@ -348,6 +348,7 @@ _NUMBERS = {  # what names are held by columns, and by keys in documents, of tab
     "_batch_id": "raw_batch", "batch_id": "raw_batch", "run_id": "run", "valid_from_run": "run", "valid_to_run": "run",
     "decision": "policy_decision",
 }
+_HANDED_OUT = ("policy_decisions",)  # numbers in a text
 _DAY = r"\d{4}-\d{2}-\d{2}"
 _CLOCK = re.compile(rf"load_date={_DAY}|{_DAY}[T ]\d{{2}}:\d{{2}}:\d{{2}}(\.\d+)?(Z|[+-]\d{{2}}(:?\d{{2}})?)")
 
@@ -477,7 +478,7 @@ def _named(value: Any, names: Names) -> Any:
     if isinstance(value, dict):
         return {
             key: names.get(_NUMBERS.get(key, ""), {}).get(item, item) if isinstance(item, int) else _named(item, names)
-            for key, item in value.items()
+            for key, item in value.items() if key not in _HANDED_OUT
         }
     return value
 

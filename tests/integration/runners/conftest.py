@@ -278,10 +278,11 @@ def _resolve(name: str) -> None:
 
 @pytest.fixture(scope="session")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with Cloud() as started, pytest.MonkeyPatch.context() as patched:
-        for name, value in credentials(started.url).items():
-            patched.setenv(name, value)
-        _lay_out()
+    with Cloud() as started:
+        with pytest.MonkeyPatch.context() as patched:  # no longer: other tests of this process are not on AWS
+            for name, value in credentials(started.url).items():
+                patched.setenv(name, value)
+            _lay_out()
         yield started
 
 
