@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from barecount_assets import admission
 from barecount_assets.instance import open_instance
-from barecount_assets.stages import ahead, execute
+from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.approvals import RunRequested
 from resources.governance.manifests import Pipeline
@@ -155,8 +155,6 @@ def _run_in_dagster(
             on_receipt(receipt)
 
     runner = Runner(environment, progress, collect, check_lock, admitted=decisions)
-    if runner.works_here(environment.declarations.pipeline(request.pipeline).spec.runner.runner_class):
-        ahead.begin(environment)
     definitions = build_defs(environment.settings.project_dir, {"runner": runner}, environment.declarations)
     job = definitions.resolve_job_def(request.pipeline)
     try:

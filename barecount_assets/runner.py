@@ -78,14 +78,6 @@ class Runner:
         return Bounds(declarations.tenant(spec.tenant_id).spec.runners,
                       highest_classification(declarations.contracts_of(spec.pipeline)))
 
-    def works_here(self, runner_class: str) -> bool:
-        """Whether stages of this class are calls in this process.
-
-        Raises:
-            BareCountError: runner.unknown for a class the environment does not map.
-        """
-        return self._facade.environment.backend_of(runner_class).backend == "in_process"
-
     def run(self, context: dg.AssetExecutionContext, spec: StageSpec) -> StageReceipt:
         """Run a stage; its progress and its error envelope go into the run's log.
 
