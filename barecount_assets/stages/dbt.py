@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
@@ -146,17 +145,6 @@ def plan(
         for key in ready:
             del waiting[key]
     return levels
-
-
-def prepare(settings: Settings) -> None:
-    """Load dbt and parse the project, so that the first `build` need not.
-
-    Raises:
-        BareCountError: transform.failed when dbt cannot read the project.
-    """
-    import_module("dbt.cli.main")  # before the lock: most of the time, and nobody need wait for it
-    with _lock:
-        _parsed(settings)
 
 
 def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, str]:

@@ -101,16 +101,9 @@ def _acceptance(connection: psycopg.Connection, kpi: Kpi, tenant_id: str, column
                       {"expectations": total, "rows": len(rows), "failures": failures})
 
 
-def load() -> Any:
-    """Great Expectations: seconds to import, so only where it is needed next."""
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # no network call
-    import great_expectations
-
-    return great_expectations
-
-
 def _validate(kpi: Kpi, rows: list[dict[str, Any]], columns: list[str]) -> Any:
-    gx = load()
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # no network call
+    import great_expectations as gx
     import pandas as pd
 
     # Its own level is set at import; a line per suite about a temporary folder tells nobody anything.

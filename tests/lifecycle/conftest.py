@@ -187,7 +187,7 @@ def first_use(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with unchanged_environment(), open_instance(settings, Database(server.replace("/barecount?", "/used?"), True)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dbt, "_manifests", {})  # what this process has parsed elsewhere leaves nothing in the folder
-            dbt.prepare(settings)
+            dbt._parsed(settings)
     return data
 
 
