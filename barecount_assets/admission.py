@@ -10,7 +10,6 @@ was interrupted and is done again is the same run; a stage that is tried again i
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -30,6 +29,7 @@ from resources.host.tenants import Tenant
 from resources.runtime import logs
 from resources.runtime.database import fetch
 from resources.runtime.declared import canonical_hash
+from resources.storage import quarantine_store
 
 if TYPE_CHECKING:
     from barecount_assets.lifecycle import RunRequest
@@ -246,13 +246,8 @@ def _backfill_facts(
 
 def _owners(groups: Sequence[Group]) -> dict[tuple[str, str], tuple[int, tuple[str, ...]]]:
     """Records and datasets by tenant and pipeline."""
-    records: Counter[tuple[str, str]] = Counter()
-    datasets: dict[tuple[str, str], set[str]] = {}
-    for group in groups:
-        owner = (group.tenant_id, group.pipeline)
-        records[owner] += group.records
-        datasets.setdefault(owner, set()).add(group.dataset)
-    return {owner: (records[owner], tuple(sorted(datasets[owner]))) for owner in datasets}
+    return {owner: (sum(group.records for group in found), tuple(sorted({group.dataset for group in found})))
+            for owner, found in quarantine_store.by_owner(groups).items()}
 
 
 def _datasets(contracts: Sequence[Contract]) -> tuple[str, ...]:

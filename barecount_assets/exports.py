@@ -7,7 +7,7 @@ file of which nobody knows.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def export_records(
         groups = quarantine_store.groups(connection, selection)
         decisions = admission.admit_export_of_records(environment, groups, requested_by=requested_by, now=now)
         parts = [_Part(tenant_id, pipeline, _datasets(environment, found), decisions[tenant_id, pipeline])
-                 for (tenant_id, pipeline), found in _by_owner(groups).items()]
+                 for (tenant_id, pipeline), found in quarantine_store.by_owner(groups).items()]
         for part in parts:
             _require_obligations(environment, part)
 
@@ -88,13 +88,6 @@ def record_evidence(
             tenant_id, None, "evidence", (), path.name, sha256, decision.question.requested_by, decision.decision_id,
             _approval(decision), (ExportedDataset("export.evidence", entries, {}),))
         export_log.record(connection, export, environment.code_version, now)
-
-
-def _by_owner(groups: Iterable[Group]) -> dict[tuple[str, str], list[Group]]:
-    found: dict[tuple[str, str], list[Group]] = {}
-    for group in groups:
-        found.setdefault((group.tenant_id, group.pipeline), []).append(group)
-    return found
 
 
 def _datasets(environment: StageEnvironment, groups: Sequence[Group]) -> tuple[ExportedDataset, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from barecount_assets.cli import actions, output
-from barecount_assets.cli.verbs import Json, Tenant, command, environment
+from barecount_assets.cli.verbs import Json, Tenant, command, environment, person
 
 if TYPE_CHECKING:
     import psycopg
@@ -129,11 +129,10 @@ def approve(
 ) -> None:
     """Let a job that waits for an approval be sent, or refuse it."""
     from resources.action import people
-    from resources.governance.policies import current_user
 
     with environment().database.transaction() as connection:
-        people.approve(connection, job, by=by or current_user(), approve=not refuse, reason=reason, now=_now(),
-                      tenant_id=tenant)
+        people.approve(
+            connection, job, by=person(by), approve=not refuse, reason=reason, now=_now(), tenant_id=tenant)
     _done(job, "refused" if refuse else "approved", as_json)
 
 
@@ -141,12 +140,11 @@ def approve(
 def retry(job: Number, tenant: Tenant = None, by: By = None, as_json: Json = False) -> None:
     """Send a failed or suppressed job after all, rendered again from the template that is published now."""
     from resources.action import people
-    from resources.governance.policies import current_user
 
     opened = environment()
     with opened.database.transaction() as connection:
         state = people.retry(
-            connection, opened.declarations, job, by=by or current_user(), now=_now(), tenant_id=tenant)
+            connection, opened.declarations, job, by=person(by), now=_now(), tenant_id=tenant)
         reason = people.get(connection, job).reason
     _done(job, state if state != "failed" else f"failed again: {reason}", as_json)
     if state == "failed":
@@ -157,10 +155,9 @@ def retry(job: Number, tenant: Tenant = None, by: By = None, as_json: Json = Fal
 def ack(job: Number, tenant: Tenant = None, by: By = None, as_json: Json = False) -> None:
     """Say that somebody takes care of it: it is not escalated any more."""
     from resources.action import people
-    from resources.governance.policies import current_user
 
     with environment().database.transaction() as connection:
-        people.acknowledge(connection, job, by=by or current_user(), now=_now(), tenant_id=tenant)
+        people.acknowledge(connection, job, by=person(by), now=_now(), tenant_id=tenant)
     _done(job, "acknowledged", as_json)
 
 
@@ -175,7 +172,6 @@ def silence(
 ) -> None:
     """Suppress jobs of a tenant for a while: all, or those of a rule, or with these labels."""
     from resources.action import people
-    from resources.governance.policies import current_user
 
     opened = environment()
     opened.declarations.tenant(tenant)
@@ -189,7 +185,7 @@ def silence(
         opened.register_tenant(connection, tenant)
         number = people.silence(
             connection, tenant, rule=rule, labels={name: value for name, _, value in pairs}, starts_at=now,
-            ends_at=now + dt.timedelta(hours=hours), reason=reason, by=by or current_user())
+            ends_at=now + dt.timedelta(hours=hours), reason=reason, by=person(by))
     if as_json:
         output.print_json({"silence": number})
     else:
@@ -219,10 +215,9 @@ def unsilence(
 ) -> None:
     """End a silence now."""
     from resources.action import people
-    from resources.governance.policies import current_user
 
     with environment().database.transaction() as connection:
-        people.unsilence(connection, number, by=by or current_user(), now=_now(), tenant_id=tenant)
+        people.unsilence(connection, number, by=person(by), now=_now(), tenant_id=tenant)
     if as_json:
         output.print_json({"silence": number, "state": "ended"})
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from barecount_assets.cli import output
-from barecount_assets.cli.verbs import Json, Tenant, command, environment
+from barecount_assets.cli.verbs import Json, Tenant, command, environment, person
 
 if TYPE_CHECKING:
     from barecount_assets.stages.environment import StageEnvironment
@@ -116,13 +116,12 @@ def dry_run(
 def publish(name: Name, tenant: OneTenant, by: By = None, as_json: Json = False) -> None:
     """Submit the declared content and publish it, once the policies allow it: say it again when it is approved."""
     from resources.action import templates
-    from resources.governance.policies import current_user
 
     opened = environment()
     with opened.database.transaction() as connection:
         opened.register_tenant(connection, tenant)
     version = templates.request_publication(
-        opened.database, _keys(opened), opened.declarations, tenant, name, by or current_user(), _now())
+        opened.database, _keys(opened), opened.declarations, tenant, name, person(by), _now())
     if as_json:
         output.print_json({"template": name, "tenant": tenant, "version": version.version, "digest": version.digest,
                            "state": version.state, "note": version.note})
@@ -134,10 +133,9 @@ def publish(name: Name, tenant: OneTenant, by: By = None, as_json: Json = False)
 def deprecate(name: Name, tenant: OneTenant, by: By = None, as_json: Json = False) -> None:
     """Withdraw the published version: jobs of its rules fail until another is published."""
     from resources.action import templates
-    from resources.governance.policies import current_user
 
     with environment().database.transaction() as connection:
-        templates.deprecate(connection, tenant, name, by or current_user(), _now())
+        templates.deprecate(connection, tenant, name, person(by), _now())
     if as_json:
         output.print_json({"template": name, "tenant": tenant, "state": "deprecated"})
     else:

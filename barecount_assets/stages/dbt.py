@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
@@ -27,7 +28,7 @@ from resources.runtime.settings import Settings, code_version
 
 _lock = threading.Lock()
 _manifests: dict[tuple[str, str], Any] = {}
-_WAREHOUSE = "postgres"
+WAREHOUSE = "postgres"
 _CONNECTION = ("DBT_HOST", "DBT_PORT", "DBT_USER", "DBT_PASSWORD", "DBT_DBNAME", "PGOPTIONS")  # see profiles.yml
 _COMPUTED = "{{ computed_rows() }}"
 _COMPILE = ("compile", "--no-introspect", "--no-populate-cache", "--indirect-selection", "empty")
@@ -137,13 +138,12 @@ def plan(
         if result.node.compiled_code is None or str(result.status) == "error":
             raise _failure(f"model {result.node.name} on {target}", result.message or "it does not compile")
         models[result.node.unique_id] = result.node
-    waiting = {key: {k for k in node.depends_on.nodes if k in models} for key, node in models.items()}
+    order = TopologicalSorter({key: models.keys() & set(node.depends_on.nodes) for key, node in models.items()})
+    order.prepare()
     levels = []
-    while waiting:
-        ready = sorted(key for key, needs in waiting.items() if not needs & waiting.keys())
+    while ready := sorted(order.get_ready()):
         levels.append([_planned(manifest, models[key]) for key in ready])
-        for key in ready:
-            del waiting[key]
+        order.done(*ready)
     return levels
 
 
@@ -197,7 +197,7 @@ def _planned(manifest: Any, node: Any) -> PlannedModel:
         tuple(sorted({Relation(i.schema, i.identifier) for i in inputs}, key=lambda r: (r.schema, r.name))))
 
 
-def _flags(settings: Settings, target: str = _WAREHOUSE) -> list[str]:
+def _flags(settings: Settings, target: str = WAREHOUSE) -> list[str]:
     project = str(settings.project_dir / "dbt_project")
     data = settings.data_dir
     return [
@@ -208,7 +208,7 @@ def _flags(settings: Settings, target: str = _WAREHOUSE) -> list[str]:
         "--target",
         target,
         "--target-path",
-        str(data / ("dbt" if target == _WAREHOUSE else f"dbt-{target}")),
+        str(data / ("dbt" if target == WAREHOUSE else f"dbt-{target}")),
         "--log-path",
         str(data / "logs"),
         "--quiet",
@@ -224,7 +224,7 @@ def _flags(settings: Settings, target: str = _WAREHOUSE) -> list[str]:
     ]
 
 
-def _parsed(settings: Settings, target: str = _WAREHOUSE, *, computed: bool = False) -> Any:
+def _parsed(settings: Settings, target: str = WAREHOUSE, *, computed: bool = False) -> Any:
     """The parsed project, for its user to change; with `computed` every model selects the rows an engine computed.
 
     Parsing takes seconds, and what is parsed is the same for every database: it is done without one, kept by the

@@ -141,7 +141,7 @@ def retry(
     reason = settled.draft.reason if settled.draft.state is JobState.FAILED else f"retried by {by}"
     expires_at = now + dt.timedelta(seconds=seconds(rule.spec.approval.expires)) if rule and asks else None
     jobs.move(connection, [jobs.Move(row, settled.draft.state, reason, by=by, message=settled.message,
-                                 digest=settled.digest, expires_at=expires_at)], now)
+                                     digest=settled.digest, expires_at=expires_at)], now)
     return settled.draft.state.value
 
 

@@ -93,6 +93,14 @@ def groups(connection: psycopg.Connection, selection: Selection) -> list[Group]:
     return [Group(**{**row, "observed_names": row["observed_names"] and tuple(row["observed_names"])}) for row in rows]
 
 
+def by_owner(found: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:
+    """Groups by tenant and pipeline, in the order given."""
+    owners: dict[tuple[str, str], list[Group]] = {}
+    for group in found:
+        owners.setdefault((group.tenant_id, group.pipeline), []).append(group)
+    return owners
+
+
 def ids_of(connection: psycopg.Connection, selection: Selection, group: Group) -> list[int]:
     """Numbers of the selected records of a group, in the order the source had them."""
     rows = fetch(connection, _IDS, (*selection.parameters(connection), group.batch_id, group.stage))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psycopg
 
 from barecount_assets.stages import dbt
-from barecount_assets.stages.dbt import NodeResult, PlannedModel, Relation
+from barecount_assets.stages.dbt import WAREHOUSE, NodeResult, PlannedModel, Relation
 from barecount_assets.stages.environment import StageEnvironment, lock_key
 from resources.runners.facade import Progress
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from barecount_assets.stages.engines.inputs import Inputs
-
-WAREHOUSE = "postgres"
 
 
 class Engine(Protocol):
