@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import rfc8785
 
 from resources.governance.modes import DEFAULT_MODES, Layer, Mode
+from resources.host.runner_catalog import Classification
 from resources.runtime.declared import canonical_hash, did_you_mean, listed
 from resources.runtime.yaml_source import FieldPath, Finding, YamlSource, shown
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 API_VERSION = "v3.1.0"
 DEPRECATION_DAYS = 90
 STATUSES = ("proposed", "draft", "active", "deprecated", "retired")
-CLASSIFICATIONS = ("public", "internal", "confidential", "restricted")
+CLASSIFICATIONS: tuple[Classification, ...] = get_args(Classification)
 PHYSICAL_TYPES = (
     "text", "bigint", "integer", "smallint", "numeric(p,s)", "date", "timestamp", "boolean", "double precision",
 )  # fmt: skip

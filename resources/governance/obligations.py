@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from resources.governance.manifests import once
-from resources.host.runner_catalog import NetworkProfile
+from resources.host.runner_catalog import Classification, NetworkProfile
 from resources.runtime.declared import Declared, DeclaredDocument, Name, OwnedMetadata, Text, refusal
 
 AssetLayer = Literal["source", "raw", "gdp", "kpi", "published", "export"]
@@ -21,7 +21,7 @@ AssetLayer = Literal["source", "raw", "gdp", "kpi", "published", "export"]
 class FlowSource(Declared):
     """The columns that must not flow: by classification or tag in their contract, or by name."""
 
-    classifications: tuple[Literal["public", "internal", "confidential", "restricted"], ...] = ()
+    classifications: tuple[Classification, ...] = ()
     tags: tuple[Text, ...] = ()
     columns: tuple[Text, ...] = ()
 

@@ -30,10 +30,10 @@ def replace(
     definitions = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(_exact(kind, rows.schema.field(name).type)))
         for name, kind in columns)
-    table = sql.Identifier(schema, model + SUFFIX)
     try:
-        fetch(arrow, sql.SQL("drop table if exists {}").format(table).as_string(None))
-        fetch(arrow, sql.SQL("create unlogged table {} ({})").format(table, definitions).as_string(None))
+        _drop(arrow, schema, model)
+        fetch(arrow, sql.SQL("create unlogged table {} ({})").format(
+            sql.Identifier(schema, model + SUFFIX), definitions).as_string(None))
         with arrow.cursor() as cursor:
             cursor.adbc_ingest(model + SUFFIX, rows, mode="append", db_schema_name=schema)
         arrow.commit()
@@ -50,9 +50,12 @@ def forgotten(arrow: Any, models: Sequence[tuple[str, str]]) -> Iterator[None]:
     finally:
         with suppress(Exception):  # a lost server is told by what lost it, and what is left is replaced
             for schema, model in models:
-                table = sql.Identifier(schema, model + SUFFIX)
-                fetch(arrow, sql.SQL("drop table if exists {}").format(table).as_string(None))
+                _drop(arrow, schema, model)
             arrow.commit()
+
+
+def _drop(arrow: Any, schema: str, model: str) -> None:
+    fetch(arrow, sql.SQL("drop table if exists {}").format(sql.Identifier(schema, model + SUFFIX)).as_string(None))
 
 
 def _exact(kind: str, found: pa.DataType) -> str:

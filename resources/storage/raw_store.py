@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -345,8 +346,7 @@ class _S3:
     def local_file(self, key: str, folder: Path) -> Path:
         copy = folder / key.rpartition("/")[2]
         with self.open(key) as source, copy.open("wb") as target:
-            while chunk := source.read(_CHUNK):
-                target.write(chunk)
+            shutil.copyfileobj(source, target, _CHUNK)
         return copy
 
     def delete(self, key: str) -> None:
