@@ -27,6 +27,7 @@ hypothesis_settings.register_profile("thorough", max_examples=2_000, deadline=No
 hypothesis_settings.load_profile("quick")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay on one worker, and those that share the dearest fixture too: `--dist loadgroup`."""
     for item in items:
