@@ -12,11 +12,12 @@ demo: $(VENV)/.installed
 dev: $(VENV)/.installed
 	@$(BIN)/barecount dev
 
-# Files in the order of their names: the long ones of the lifecycle begin early, short ones fill up at the end.
+# A file's tests stay on one worker, for their fixtures' sake. Files go in the order of their names: the long ones of
+# the lifecycle begin early, short ones fill up at the end.
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check barecount_assets resources tests
 	$(BIN)/barecount check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/unit

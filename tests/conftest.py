@@ -27,14 +27,6 @@ hypothesis_settings.register_profile("thorough", max_examples=2_000, deadline=No
 hypothesis_settings.load_profile("quick")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay on one worker, and those that share the dearest fixture too: `--dist loadgroup`."""
-    for item in items:
-        group = "sales" if "sales" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """URL of a running server's migrated database, which is the template of all others.
