@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -20,6 +22,8 @@ from resources.runtime.settings import Settings
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_DATA = Path(os.environ.get("BARECOUNT_SHARED_DATA", PROJECT.parent / "shared" / "data"))
 _numbers = itertools.count(1)
+
+gc.set_threshold(50_000)  # as the command does
 
 # Few examples in every run of the suite; `--hypothesis-profile thorough` looks longer.
 hypothesis_settings.register_profile("quick", max_examples=30, deadline=None)
@@ -38,8 +42,10 @@ def server() -> Iterator[str]:
     folder.chmod(0o755)
     url = embedded.start(folder)
     with psycopg.connect(url, autocommit=True) as connection:
-        # Killed processes lose nothing without it, only machines do; with it, every database costs hundreds of syncs.
+        # Killed processes lose nothing without them, only machines do; with them, every database costs hundreds of syncs.
         connection.execute("alter system set fsync = off")
+        connection.execute("alter system set full_page_writes = off")
+        connection.execute("alter system set autovacuum_naptime = '10min'")  # it looks into every database
         connection.execute("select pg_reload_conf()")
     migrations.upgrade(url)
     yield url
@@ -47,17 +53,30 @@ def server() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def new_database(server: str) -> Callable[[], Database]:
-    """Makes empty migrated databases."""
+@contextmanager
+def databases(server: str) -> Iterator[Callable[..., Database]]:
+    """Makes databases like a template (by default empty and migrated) and drops them in the end."""
+    made: list[str] = []
+    admin = server.replace("/barecount?", "/postgres?")
 
-    def make() -> Database:
+    def make(template: str = "barecount") -> Database:
         name = f"t{os.getpid()}_{next(_numbers)}"
-        with psycopg.connect(server.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
-            connection.execute(f"create database {name} template barecount")
+        with psycopg.connect(admin, autocommit=True) as connection:
+            connection.execute(f"create database {name} template {template} strategy file_copy")  # type: ignore[arg-type]
+        made.append(name)
         return Database(server.replace("/barecount?", f"/{name}?"), is_embedded=True)
 
-    return make
+    yield make
+    with psycopg.connect(admin, autocommit=True) as connection:
+        for name in made:
+            connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def new_database(server: str) -> Iterator[Callable[..., Database]]:
+    """Makes empty migrated databases."""
+    with databases(server) as make:
+        yield make
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
-import itertools
 import json
 import os
 import shutil
@@ -30,11 +29,11 @@ from resources.runners.stage import Stage, StageReceipt
 from resources.runtime.database import Database, fetch, fetch_dicts
 from resources.runtime.settings import Settings
 from resources.storage import gdp_store
+from tests.conftest import databases
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED_DATA = Path(os.environ.get("BARECOUNT_SHARED_DATA", PROJECT.parent / "shared" / "data"))
 STATE_SCHEMAS = ("platform", "raw", "gdp", "kpi", "published", "dagster")
-_numbers = itertools.count(1)
 
 Content = dict[str, str]
 
@@ -183,7 +182,8 @@ def first_use(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     data = tmp_path_factory.mktemp("first")
     settings = Settings(PROJECT, data, str(data / "raw"), None)
-    _create_database(server, "used", "barecount")
+    with psycopg.connect(server.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
+        connection.execute("create database used template barecount")
     with unchanged_environment(), open_instance(settings, Database(server.replace("/barecount?", "/used?"), True)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dbt, "_manifests", {})  # what this process has parsed elsewhere leaves nothing in the folder
@@ -192,26 +192,20 @@ def first_use(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_project(server: str, first_use: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
+def new_project(
+    server: str, first_use: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Project]]:
     """Makes projects; `project_dir` is that of the declarations, the shipped ones by default."""
 
-    def make(project_dir: Path = PROJECT) -> Project:
-        name = f"l{os.getpid()}_{next(_numbers)}"
-        _create_database(server, name, "used")
-        data = tmp_path_factory.mktemp("data")
-        if project_dir == PROJECT:
-            shutil.copytree(first_use / "dbt", data / "dbt")
-        return Project(
-            Settings(project_dir, data, str(data / "raw"), None),
-            Database(server.replace("/barecount?", f"/{name}?"), is_embedded=True),
-        )
+    with databases(server) as new_database:
 
-    return make
+        def make(project_dir: Path = PROJECT) -> Project:
+            data = tmp_path_factory.mktemp("data")
+            if project_dir == PROJECT:
+                shutil.copytree(first_use / "dbt", data / "dbt")
+            return Project(Settings(project_dir, data, str(data / "raw"), None), new_database("used"))
 
-
-def _create_database(server: str, name: str, template: str) -> None:
-    with psycopg.connect(server.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template}")  # type: ignore[arg-type]
+        yield make
 
 
 # Order to cash, as generated -------------------------------------------------------------------------------
@@ -230,7 +224,7 @@ class Sales:
 def sales(new_project: Callable[..., Project]) -> Sales:
     project = new_project()
     facts = {
-        tenant: sample.write_sample(project.folder(tenant), tenant, invoices=3_000, business_days=70)
+        tenant: sample.write_sample(project.folder(tenant), tenant, invoices=1_500, business_days=45)
         for tenant in ("acme", "globex")
     }
     outcomes = {
