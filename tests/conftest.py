@@ -42,7 +42,7 @@ def server() -> Iterator[str]:
     folder.chmod(0o755)
     url = embedded.start(folder)
     with psycopg.connect(url, autocommit=True) as connection:
-        # Killed processes lose nothing without them, only machines do; with them, every database costs hundreds of syncs.
+        # Killed processes lose nothing without them, only machines do; every database would cost hundreds of syncs.
         connection.execute("alter system set fsync = off")
         connection.execute("alter system set full_page_writes = off")
         connection.execute("alter system set autovacuum_naptime = '10min'")  # it looks into every database
