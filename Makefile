@@ -12,12 +12,12 @@ demo: $(VENV)/.installed
 dev: $(VENV)/.installed
 	@$(BIN)/barecount dev
 
-# A file's tests stay on one worker, for their fixtures' sake. Files go in the order of their names: the long ones of
-# the lifecycle begin early, short ones fill up at the end.
+# Files go in the order of their names: the long ones of the lifecycle begin early, short ones fill up at the end.
+# Which go to one worker, for their fixtures' sake, tests/conftest.py says.
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check barecount_assets resources tests
 	$(BIN)/barecount check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/unit

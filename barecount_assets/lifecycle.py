@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from barecount_assets import admission
 from barecount_assets.instance import open_instance
-from barecount_assets.stages import execute
+from barecount_assets.stages import dbt, execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.approvals import RunRequested
 from resources.governance.manifests import Pipeline
@@ -133,6 +133,7 @@ def run(
             request.pipeline, request.tenant_id, request.start, request.end, dict(request.source_paths))
         decisions = admission.admit_run(environment, asked, trigger="command", requested_by=request.requested_by)
         numbers = [decision.decision_id for decision in decisions]
+        dbt.parse_ahead(environment.settings)
         outcome = _run_in_dagster(environment, request, numbers, check_lock, progress, on_receipt)
         outcome.warnings = tuple(warning for decision in decisions for warning in decision.warnings)
         return outcome

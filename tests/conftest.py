@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
+from xdist.scheduler import LoadScopeScheduling
 
 from resources.runtime import embedded, migrations
 from resources.runtime.database import Database
@@ -31,20 +33,53 @@ hypothesis_settings.register_profile("thorough", max_examples=2_000, deadline=No
 hypothesis_settings.load_profile("quick")
 
 
+class ByFixture(LoadScopeScheduling):
+    """The tests of a file go to one worker for their fixtures' sake, and so do files that share a dear one."""
+
+    _SHARED = {
+        "sales": ("access", "events", "explain", "idempotency", "lineage", "order_to_cash"),
+        "uninterrupted": ("concurrency", "crash", "restart"),
+    }
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        name = Path(file).stem.removeprefix("test_")
+        if "/lifecycle/" not in file:
+            return file
+        return next((fixture for fixture, files in self._SHARED.items() if name in files), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFixture:
+    return ByFixture(config, log)
+
+
+MEMORY, ENOUGH = Path("/dev/shm"), 6 * 2**30
+"""A file system in memory, and how many bytes of it the databases of a worker may take."""
+
+
+def _folder_for_databases() -> Path:
+    """In memory where there is room: each database is a thousand files, which some file systems make and drop slowly.
+
+    Else in the system's temporary folder: running as root, PostgreSQL drops to a user of its own, which must be able to
+    reach it, and a socket's path must be short.
+    """
+    in_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH
+    folder = Path(tempfile.mkdtemp(prefix="bc-test-", dir=MEMORY if in_memory else None))
+    folder.chmod(0o755)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """URL of a running server's migrated database, which is the template of all others.
-
-    It lies in the system's temporary folder: running as root, PostgreSQL drops to a user of its own, which must be
-    able to reach it, and a socket's path must be short.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="bc-test-"))
-    folder.chmod(0o755)
+    """URL of a running server's migrated database, which is the template of all others."""
+    folder = _folder_for_databases()
     url = embedded.start(folder)
     with psycopg.connect(url, autocommit=True) as connection:
         # Killed processes lose nothing without them, only machines do; every database would cost hundreds of syncs.
         connection.execute("alter system set fsync = off")
         connection.execute("alter system set full_page_writes = off")
+        connection.execute("alter system set max_wal_size = '512MB'")
         connection.execute("alter system set autovacuum_naptime = '10min'")  # it looks into every database
         connection.execute("select pg_reload_conf()")
     migrations.upgrade(url)

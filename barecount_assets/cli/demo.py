@@ -19,6 +19,7 @@ from typing import Any
 from barecount_assets import drift_decisions, lifecycle, proof, sample
 from barecount_assets.cli import demo_actions, explain, output, runs
 from barecount_assets.lifecycle import RunOutcome, RunRequest
+from barecount_assets.stages import dbt
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import drift_register
 from resources.governance.drift_register import Drift
@@ -40,6 +41,7 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     console = output.console()
     if not as_json:
         console.print("[bold]BareCount demo[/]  source -> raw -> GDP -> KPI -> published, for two tenants\n")
+    dbt.parse_ahead(settings)
     _write_ahead(settings)
     environment = StageEnvironment.open(settings)
     tenants = environment.declarations.pipeline(PIPELINE).spec.tenants

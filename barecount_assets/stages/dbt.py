@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
@@ -28,6 +31,7 @@ from resources.runtime.settings import Settings, code_version
 
 _lock = threading.Lock()
 _manifests: dict[tuple[str, str], Any] = {}
+_ahead: dict[Path, subprocess.Popen[bytes]] = {}
 WAREHOUSE = "postgres"
 _CONNECTION = ("DBT_HOST", "DBT_PORT", "DBT_USER", "DBT_PASSWORD", "DBT_DBNAME", "PGOPTIONS")  # see profiles.yml
 _COMPUTED = "{{ computed_rows() }}"
@@ -76,6 +80,21 @@ class PlannedModel:
     sql: str
     columns: tuple[tuple[str, str], ...]
     reads: tuple[Relation, ...]
+
+
+def parse_ahead(settings: Settings) -> None:
+    """Let another process parse the project meanwhile, when nobody has yet: to read what it leaves takes a moment.
+
+    Parsing is the longest thing a first run does, and sources can be read without it.
+    """
+    folder = _target_path(settings, WAREHOUSE)
+    is_parsed = (code_version(settings.project_dir), WAREHOUSE) in _manifests
+    if not is_parsed and folder not in _ahead and not (folder / "partial_parse.msgpack").exists():
+        _ahead[folder] = subprocess.Popen(
+            [sys.executable, "-m", __name__], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, env={
+                **os.environ, "BARECOUNT_PROJECT_DIR": str(settings.project_dir),
+                "BARECOUNT_DATA_DIR": str(settings.data_dir)})
 
 
 def build(
@@ -208,7 +227,7 @@ def _flags(settings: Settings, target: str = WAREHOUSE) -> list[str]:
         "--target",
         target,
         "--target-path",
-        str(data / ("dbt" if target == WAREHOUSE else f"dbt-{target}")),
+        str(_target_path(settings, target)),
         "--log-path",
         str(data / "logs"),
         "--quiet",
@@ -224,6 +243,10 @@ def _flags(settings: Settings, target: str = WAREHOUSE) -> list[str]:
     ]
 
 
+def _target_path(settings: Settings, target: str) -> Path:
+    return settings.data_dir / ("dbt" if target == WAREHOUSE else f"dbt-{target}")
+
+
 def _parsed(settings: Settings, target: str = WAREHOUSE, *, computed: bool = False) -> Any:
     """The parsed project, for its user to change; with `computed` every model selects the rows an engine computed.
 
@@ -234,6 +257,8 @@ def _parsed(settings: Settings, target: str = WAREHOUSE, *, computed: bool = Fal
 
     key = (code_version(settings.project_dir), target)
     if key not in _manifests:
+        if (parsing := _ahead.get(_target_path(settings, target))) is not None:
+            parsing.wait()  # if it came to nothing, the same error is told here
         with _variables({name: None for name in _CONNECTION}):
             outcome = dbtRunner().invoke(["parse", *_flags(settings, target)])
         if outcome.exception is not None or not outcome.success:
@@ -335,3 +360,7 @@ def _failure(what: str, message: str) -> BareCountError:
         ErrorCode.TRANSFORM_FAILED, f"{what} failed: {lines[:600]}",
         hint="nothing was committed; fix the model or the data and run again",
     )
+
+
+if __name__ == "__main__":
+    _parsed(Settings.from_environment())

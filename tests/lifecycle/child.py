@@ -6,9 +6,11 @@ stays open, or a thread: what is used before a fork breaks after it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -28,6 +30,7 @@ from dbt.adapters.sql.connections import SQLConnectionManager
 import barecount_assets.definitions  # noqa: F401
 import barecount_assets.runner
 import barecount_assets.stages.calendar
+import barecount_assets.stages.dbt
 import barecount_assets.stages.ingestion.stage
 import barecount_assets.stages.kpi_build
 import barecount_assets.stages.normalization
@@ -46,6 +49,10 @@ from tests.lifecycle.harness import OUTSIDE, PROJECT, Ended, Reached, Step, Stop
 
 DECLARATIONS: Declarations = load(PROJECT)
 CODE_VERSION = code_version(PROJECT)  # cached for all children: they all run the code imported here
+with tempfile.TemporaryDirectory() as _folder:
+    barecount_assets.stages.dbt._parsed(Settings(PROJECT, Path(_folder), _folder, None))  # and the models parsed here
+gc.set_threshold(50_000)  # as the command does
+gc.freeze()  # a child that looked through all this would get a copy of it, page by page
 _LABEL = 70
 _ORDER = (Stage.CALENDAR, Stage.INGESTION, Stage.NORMALIZATION, Stage.KPI_BUILD, Stage.PUBLISH)
 

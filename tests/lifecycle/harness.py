@@ -109,7 +109,6 @@ class Uninterrupted:
     """
 
     deliveries: Deliveries
-    settings: Settings
     states: Mapping[int, State]
     tenants_own: State
     runs: Mapping[int, Child]
@@ -130,13 +129,11 @@ def uninterrupted(server: str, folder: Path) -> Uninterrupted:
     states, tenants_own = {1: State.of(database, settings)}, State.of(database, settings, TENANT)
     runs[2] = attempt(settings, database, deliveries.deliver(2, settings))
     states[2] = State.of(database, settings)
-    return Uninterrupted(deliveries, settings, states, tenants_own, runs)
+    return Uninterrupted(deliveries, states, tenants_own, runs)
 
 
-def project(folder: Path, like: Settings | None = None) -> Settings:
-    """The shipped project with a data folder of its own; `like` another one, it need not parse the models again."""
-    if like is not None:
-        shutil.copytree(like.data_dir / "dbt", folder / "dbt")
+def project(folder: Path) -> Settings:
+    """The shipped project with a data folder of its own."""
     return Settings(PROJECT, folder, str(folder / "raw"), None)
 
 

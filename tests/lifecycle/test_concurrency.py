@@ -29,7 +29,7 @@ def uninterrupted(server: str, tmp_path_factory: pytest.TempPathFactory) -> Unin
 def test_of_runs_of_the_same_data_at_the_same_moment_one_works_the_others_are_refused_and_welcome_after_it(
     server: str, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
-    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    settings = harness.project(tmp_path / "data")
     database = harness.new_database(server, "raced")
     request = uninterrupted.deliveries.deliver(1, settings)
     middle = uninterrupted.stop_before(Stage.NORMALIZATION, "dbt: ")
@@ -57,7 +57,7 @@ def test_of_runs_of_the_same_data_at_the_same_moment_one_works_the_others_are_re
 def test_two_tenants_run_side_by_side_into_the_same_tables_from_the_first_run_on(
     server: str, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
-    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    settings = harness.project(tmp_path / "data")
     database = harness.new_database(server, "shared")
     other = Deliveries.make(tmp_path / "sample", OTHER_TENANT)
     commands = [
@@ -76,7 +76,7 @@ def test_two_tenants_run_side_by_side_into_the_same_tables_from_the_first_run_on
 def test_stages_called_from_two_threads_wait_for_each_other_and_do_the_work_once(
     server: str, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
-    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    settings = harness.project(tmp_path / "data")
     environment = StageEnvironment(settings, harness.new_database(server, "threads"), load(PROJECT))
     facade = RunnerFacade(
         runner_catalog.read_environment(PROJECT, settings.environment), runner_catalog.read_sizes(PROJECT),

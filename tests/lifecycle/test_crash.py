@@ -44,7 +44,7 @@ def uninterrupted(server: str, tmp_path_factory: pytest.TempPathFactory) -> Unin
 def test_runs_killed_at_random_points_of_every_stage_end_like_uninterrupted_ones(
     tmp_path: Path, server: str, uninterrupted: Uninterrupted
 ) -> None:
-    settings = harness.project(tmp_path, like=uninterrupted.settings)
+    settings = harness.project(tmp_path)
     database = harness.new_database(server, "crashed")
     chance = random.Random(SEED)
     killed: list[Step] = []

@@ -83,7 +83,7 @@ LOSSES = (
 def test_a_run_that_loses_postgresql_says_so_and_the_next_one_goes_on_and_ends_like_an_uninterrupted_one(
     own_server: Server, tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
-    settings = harness.project(tmp_path / "data", like=uninterrupted.settings)
+    settings = harness.project(tmp_path / "data")
     database = harness.new_database(own_server.url, "lost", synchronous_commit=True)
     request = uninterrupted.deliveries.deliver(1, settings)
     for loss in LOSSES:
