@@ -53,7 +53,7 @@ def _gdps(
         contract = declarations.contract(f"{manifest.name}.{model}", "gold")
         key = keys.gdp(manifest.name, model)
         specs.append(dg.AssetSpec(
-            key, deps=raws, group_name=keys.GDP, kinds={"dbt", "postgres"}, owners=describe.owners(manifest),
+            key, deps=raws, group_name=keys.GDP, kinds={"dbt", "postgres", manifest.spec.transforms.engine}, owners=describe.owners(manifest),
             tags=describe.tags(manifest), description=contract.title,
             metadata={**describe.contract_metadata(contract),
                       **describe.column_lineage(lineage, manifest, f"gdp.{model}")},
@@ -74,7 +74,7 @@ def _kpis(
         if kpi.spec.calendar:
             deps.append(keys.calendar(manifest.name))
         specs.append(dg.AssetSpec(
-            key, deps=deps, group_name=keys.KPI, kinds={"dbt", "postgres"},
+            key, deps=deps, group_name=keys.KPI, kinds={"dbt", "postgres", manifest.spec.transforms.engine},
             owners=[person.email for person in kpi.metadata.owners], tags=describe.tags(manifest),
             description=f"{kpi.metadata.description}\n\nFormula: {kpi.spec.formula}",
             metadata={**describe.contract_metadata(contract),
