@@ -53,7 +53,8 @@ def _gdps(
         contract = declarations.contract(f"{manifest.name}.{model}", "gold")
         key = keys.gdp(manifest.name, model)
         specs.append(dg.AssetSpec(
-            key, deps=raws, group_name=keys.GDP, kinds={"dbt", "postgres", manifest.spec.transforms.engine}, owners=describe.owners(manifest),
+            key, deps=raws, group_name=keys.GDP, kinds={"dbt", "postgres", manifest.spec.transforms.engine},
+            owners=describe.owners(manifest),
             tags=describe.tags(manifest), description=contract.title,
             metadata={**describe.contract_metadata(contract),
                       **describe.column_lineage(lineage, manifest, f"gdp.{model}")},
