@@ -42,13 +42,13 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     if not as_json:
         console.print("[bold]BareCount demo[/]  source -> raw -> GDP -> KPI -> published, for two tenants\n")
     dbt.parse_ahead(settings)
-    _write_ahead(settings)
     environment = StageEnvironment.open(settings)
     tenants = environment.declarations.pipeline(PIPELINE).spec.tenants
     outcomes = []
     for tenant in tenants:
         folder = _folder(settings, tenant)
         facts = sample.write_sample(folder, tenant)
+        _write_ahead(settings)
         upgraded = tenant == _UPGRADED_TENANT
         end = sample.write_upgraded_day(folder, facts) if upgraded else facts.end
         request = RunRequest(PIPELINE, tenant, facts.start, end)

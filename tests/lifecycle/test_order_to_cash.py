@@ -172,7 +172,10 @@ def test_tenants_count_their_fiscal_years_as_declared(sales: Sales) -> None:
 
     # acme's years begin in April and bear the year they end in; globex's end on the last Saturday of January.
     assert {period: number for period, (_, number) in fiscal("acme").items()} == {
-        "2026-01": 10, "2026-02": 11, "2026-03": 12, "2026-04": 1}
+        "2026-01": 10, "2026-02": 11, "2026-03": 12}
+    assert sales.project.rows(
+        "select fiscal_year, fiscal_period from gdp.calendar where tenant_id = 'acme' and date = '2026-04-01'"
+    ) == [(fiscal("acme")["2026-03"][0] + 1, 1)]
     assert fiscal("globex")["2026-02"][1] == 1 and fiscal("globex")["2026-01"][1] == 12
     assert fiscal("globex")["2026-02"][0] == fiscal("globex")["2026-01"][0] + 1
 
