@@ -88,16 +88,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(name: str, server: Server, inputs: data.Inputs, work: Path) -> Measured:
     """One contender, once, with a folder and a database of its own that are gone afterwards."""
+    _remove(work)  # a run that was killed left it
     work.mkdir()
     try:
         with server.database() as url:
             task = {"contender": name, "url": url, "work": str(work), "inputs": inputs.to_json()}
             return measure(task, server)
     finally:
-        for path in work.rglob("*"):
-            if path.is_dir():
-                path.chmod(0o755)
-        shutil.rmtree(work)
+        _remove(work)
+
+
+def _remove(work: Path) -> None:
+    for path in work.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _median(results: Sequence[Measured]) -> Measured:
