@@ -14,6 +14,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from resources.runtime.database import fetch
+from resources.storage import arrow_copy
 
 SUFFIX = "__computed"
 
@@ -35,7 +36,7 @@ def replace(
         fetch(arrow, sql.SQL("create unlogged table {} ({})").format(
             sql.Identifier(schema, model + SUFFIX), definitions).as_string(None))
         with arrow.cursor() as cursor:
-            cursor.adbc_ingest(model + SUFFIX, rows, mode="append", db_schema_name=schema)
+            arrow_copy.append(cursor, schema, model + SUFFIX, rows.schema, rows)
         arrow.commit()
     except BaseException:
         arrow.rollback()

@@ -16,11 +16,11 @@ from psycopg import sql
 
 from resources.runtime.database import fetch
 from resources.runtime.errors import BareCountError, ErrorCode
+from resources.storage import arrow_copy
 
 SCHEMA = "raw"
 STAMPS = (("_tenant_id", "text not null"), ("_batch_id", "bigint not null"), ("_row_number", "bigint not null"),
            ("_extra", "text"))
-_COPY_ROWS = 16_384  # the driver keeps the COPY bytes of a whole record batch in memory
 
 
 def table_name(dataset: str) -> str:
@@ -103,20 +103,15 @@ def append(
     schema: pa.Schema,
 ) -> None:
     """COPY the rows of one batch in, in the cursor's transaction. Memory is that of one record batch."""
-    stamps = pa.record_batch(
-        [pa.repeat(tenant_id, _COPY_ROWS), pa.repeat(batch_id, _COPY_ROWS)], names=["_tenant_id", "_batch_id"]
-    )
-    stamped = pa.schema([*schema, *stamps.schema])
+    constants = (pa.scalar(tenant_id), pa.scalar(batch_id))
+    stamped = pa.schema([*schema, ("_tenant_id", pa.string()), ("_batch_id", pa.int64())])
 
     def with_stamps() -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            for start in range(0, batch.num_rows, _COPY_ROWS):
-                rows = batch.slice(start, _COPY_ROWS)
-                yield pa.RecordBatch.from_arrays(
-                    [*rows.columns, *stamps.slice(0, rows.num_rows).columns], schema=stamped
-                )
+            yield pa.RecordBatch.from_arrays(
+                [*batch.columns, *(pa.repeat(value, batch.num_rows) for value in constants)], schema=stamped)
 
-    _ingest(cursor, SCHEMA, table_name(dataset), stamped, with_stamps())
+    arrow_copy.append(cursor, SCHEMA, table_name(dataset), stamped, with_stamps())
 
 
 def append_quarantine(cursor: Any, rejects: Iterable[pa.RecordBatch], constants: Mapping[str, Any]) -> None:
@@ -133,27 +128,7 @@ def append_quarantine(cursor: Any, rejects: Iterable[pa.RecordBatch], constants:
             yield pa.RecordBatch.from_arrays([*batch.columns, *filled], schema=schema)
             batch = next(rejects, None)
 
-    _ingest(cursor, "platform", "quarantine", schema, with_constants())
-
-
-def _ingest(cursor: Any, schema_name: str, table: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-    """COPY batches in. What goes wrong in making them is raised as it is: the driver would wrap its text in another."""
-    failures: list[BaseException] = []
-
-    def watched() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from batches
-        except BaseException as error:
-            failures.append(error)
-            raise
-
-    try:
-        reader = pa.RecordBatchReader.from_batches(schema, watched())
-        cursor.adbc_ingest(table, reader, mode="append", db_schema_name=schema_name)
-    except Exception as error:
-        if failures and not isinstance(failures[0], GeneratorExit):  # that one only says that the driver gave up
-            raise failures[0] from error
-        raise
+    arrow_copy.append(cursor, "platform", "quarantine", schema, with_constants())
 
 
 def count_rows(connection: psycopg.Connection, dataset: str, batch_ids: Sequence[int]) -> int:
