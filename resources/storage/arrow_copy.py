@@ -9,7 +9,7 @@ import pyarrow as pa
 
 # The driver encodes a record batch, then sends it whole. One that fits into the buffer of the socket leaves it free to
 # encode the next while the server reads; beyond that the two take turns, for half as long again.
-_PIECE_BYTES = 128 * 1024
+_PIECE_BYTES = 32 * 1024
 
 
 def append(cursor: Any, schema_name: str, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
