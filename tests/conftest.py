@@ -101,10 +101,12 @@ def databases(server: str) -> Iterator[Callable[..., Database]]:
         made.append(name)
         return Database(server.replace("/barecount?", f"/{name}?"), is_embedded=True)
 
-    yield make
-    with psycopg.connect(admin, autocommit=True) as connection:
-        for name in made:
-            connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+    try:
+        yield make
+    finally:
+        with psycopg.connect(admin, autocommit=True) as connection:
+            for name in made:
+                connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
 
 
 @pytest.fixture
