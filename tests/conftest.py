@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -64,7 +65,8 @@ def _folder_for_databases() -> Path:
     Else in the system's temporary folder: running as root, PostgreSQL drops to a user of its own, which must be able to
     reach it, and a socket's path must be short.
     """
-    in_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH
+    in_memory = (MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH
+                 and psutil.virtual_memory().available > 2 * ENOUGH)
     folder = Path(tempfile.mkdtemp(prefix="bc-test-", dir=MEMORY if in_memory else None))
     folder.chmod(0o755)
     return folder
