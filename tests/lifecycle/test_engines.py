@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from barecount_assets import sample
 from barecount_assets.definitions import build_defs
 from barecount_assets.lifecycle import RunRequest, specs
 from barecount_assets.stages import engines, execute
@@ -139,7 +140,7 @@ def second_delivery(books: Books) -> None:
 
 @pytest.fixture(scope="module")
 def sites(on_engine: Callable[[str], Project]) -> dict[str, Site]:
-    """The same deliveries of two tenants, on every engine."""
+    """The same deliveries of three tenants, on every engine."""
     made = {engine: Site(engine, on_engine(engine), {}) for engine in ENGINES}
     for site in made.values():
         books = Books(site.project.folder("acme"))
@@ -147,6 +148,8 @@ def sites(on_engine: Callable[[str], Project]) -> dict[str, Site]:
         site.bring_up("order_to_cash", "acme", FIRST, LAST)
         second_delivery(books)
         site.bring_up("order_to_cash", "acme", FIRST, LAST)
+        truth = sample.write_sample(site.project.folder("globex"), "globex", invoices=300, business_days=40)
+        site.bring_up("order_to_cash", "globex", truth.start, truth.end)
         if (SHARED_DATA / "online-retail").is_dir():
             start, end = map(dt.date.fromisoformat, (RETAIL_DAYS[0], RETAIL_DAYS[-1]))
             site.bring_up("online_retail", "retail_uk", start, end, invoices=SHARED_DATA / "online-retail" / "by-day")
@@ -160,7 +163,7 @@ def content(site: Site, pipeline: str, tenant: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("engine", OTHERS)
 @pytest.mark.parametrize(
-    ("pipeline", "tenant"), [("order_to_cash", "acme"), ("online_retail", "retail_uk")])
+    ("pipeline", "tenant"), [("order_to_cash", "acme"), ("order_to_cash", "globex"), ("online_retail", "retail_uk")])
 def test_every_gdp_and_kpi_has_the_same_content_hash(
     sites: dict[str, Site], engine: str, pipeline: str, tenant: str
 ) -> None:
@@ -183,9 +186,10 @@ def test_history_has_the_same_versions_opened_and_closed_by_the_same_runs(sites:
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_the_same_records_are_refused_whole_and_for_the_same_reason(sites: dict[str, Site], engine: str) -> None:
-    expected = sites["postgres"].refused("acme")
-    assert expected
-    assert sites[engine].refused("acme") == expected
+    for tenant in ("acme", "globex"):
+        expected = sites["postgres"].refused(tenant)
+        assert expected
+        assert sites[engine].refused(tenant) == expected
 
 
 @pytest.mark.parametrize("engine", OTHERS)
