@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -143,13 +143,9 @@ def plan(
     Raises:
         BareCountError: transform.failed when a model does not compile.
     """
-    from dbt.cli.main import dbtRunner
-
     with _lock:
-        manifest = _parsed(settings, target)
-        outcome = dbtRunner(manifest=manifest).invoke(
-            [*_COMPILE, *_flags(settings, target), "--select", *select,
-             "--vars", json.dumps(variables)])
+        outcome = _invoke([*_COMPILE, *_flags(settings, target), "--select", *select, "--vars", json.dumps(variables)],
+                          manifest := _parsed(settings, target))
     if outcome.exception is not None:
         raise _failure("dbt compile", str(outcome.exception))
     models = {}
@@ -172,11 +168,9 @@ def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, str]
     Raises:
         BareCountError: transform.failed when dbt cannot read the project.
     """
-    from dbt.cli.main import dbtRunner
-
     with _lock:
-        outcome = dbtRunner(manifest=_parsed(settings)).invoke(
-            [*_COMPILE, *_flags(settings), "--select", "resource_type:model", "--vars", json.dumps(variables)])
+        outcome = _invoke([*_COMPILE, *_flags(settings), "--select", "resource_type:model",
+                           "--vars", json.dumps(variables)], _parsed(settings))
     if outcome.exception is not None and outcome.result is None:
         raise _failure("dbt compile", str(outcome.exception))
     return {r.node.name: r.node.compiled_code for r in outcome.result if r.node.compiled_code is not None}
@@ -186,10 +180,8 @@ def _run(
     settings: Settings, manifest: Any, verb: Sequence[str], select: Sequence[str], variables: Mapping[str, Any],
     progress: Progress,
 ) -> list[NodeResult]:
-    from dbt.cli.main import dbtRunner
-
-    outcome = dbtRunner(manifest=manifest, callbacks=[_Watcher(progress)]).invoke(
-        [*verb, *_flags(settings), "--select", *select, "--vars", json.dumps(variables)])
+    outcome = _invoke([*verb, *_flags(settings), "--select", *select, "--vars", json.dumps(variables)], manifest,
+                      _Watcher(progress))
     if outcome.exception is not None:
         raise _failure("dbt", str(outcome.exception))
     # Nodes finish in any order on dbt's threads; a receipt of the same work must be the same.
@@ -199,6 +191,16 @@ def _run(
     if failed is not None:
         raise _failure(f"{failed.kind} {failed.name}", failed.message or failed.status)
     return results
+
+
+def _invoke(words: Sequence[str], manifest: Any = None, *callbacks: Callable[[Any], None]) -> Any:
+    from dbt.cli.main import dbtRunner
+    from dbt_common.behavior_flags import BehaviorFlagRendered
+
+    # For a message that nobody sees, dbt reads the source lines of its whole call stack, once for each of its flags, in
+    # every invocation: below Dagster that takes longer than all the models do.
+    BehaviorFlagRendered._default_source = staticmethod(lambda: "dbt.adapters")
+    return dbtRunner(manifest=manifest, callbacks=list(callbacks)).invoke(list(words))
 
 
 def _tests_of(manifest: Any, models: Sequence[str]) -> list[str]:
@@ -253,14 +255,12 @@ def _parsed(settings: Settings, target: str = WAREHOUSE, *, computed: bool = Fal
     Parsing takes seconds, and what is parsed is the same for every database: it is done without one, kept by the
     process and, as dbt's partial parse, in the data folder. Each use gets a copy in the database of the profile.
     """
-    from dbt.cli.main import dbtRunner
-
     key = (code_version(settings.project_dir), target)
     if key not in _manifests:
         if (parsing := _ahead.get(_target_path(settings, target))) is not None:
             parsing.wait()  # if it came to nothing, the same error is told here
         with _variables({name: None for name in _CONNECTION}):
-            outcome = dbtRunner().invoke(["parse", *_flags(settings, target)])
+            outcome = _invoke(["parse", *_flags(settings, target)])
         if outcome.exception is not None or not outcome.success:
             raise _failure("dbt parse", str(outcome.exception))
         _manifests[key] = outcome.result
