@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo dev test unit test-spark lint lint-contracts bench lock image glue clean
+.PHONY: demo dev test unit test-spark lint lint-contracts bench bench-engines lock image glue clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/barecount demo
@@ -44,6 +44,11 @@ test-spark: $(VENV)/.installed-spark
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks
+
+# SCALE=10 needs 60 GB of disk and half an hour.
+SCALE ?= 1
+bench-engines: $(VENV)/.installed-bench $(VENV)/.installed-spark
+	$(BIN)/python -m tests.benchmarks.bench_engines --scale $(SCALE)
 
 # The image of deploy/Dockerfile, labelled with the digest of the code that can change a result.
 IMAGE ?= barecount:local

@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ import psutil
 
 from resources.runtime.settings import Settings
 from tests.benchmarks import data
-from tests.benchmarks.measuring import Measured, Server, measure, server_in
+from tests.benchmarks.measuring import Measured, Server, measure, remove, server_in
 
 AIMS = (
     ("ingestion", "dlt", "rows_per_second", 6.0),
@@ -88,21 +87,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(name: str, server: Server, inputs: data.Inputs, work: Path) -> Measured:
     """One contender, once, with a folder and a database of its own that are gone afterwards."""
-    _remove(work)  # a run that was killed left it
+    remove(work)  # a run that was killed left it
     work.mkdir()
     try:
         with server.database() as url:
             task = {"contender": name, "url": url, "work": str(work), "inputs": inputs.to_json()}
             return measure(task, server)
     finally:
-        _remove(work)
-
-
-def _remove(work: Path) -> None:
-    for path in work.rglob("*"):
-        if path.is_dir():
-            path.chmod(0o755)
-    shutil.rmtree(work, ignore_errors=True)
+        remove(work)
 
 
 def _median(results: Sequence[Measured]) -> Measured:

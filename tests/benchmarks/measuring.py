@@ -98,6 +98,14 @@ def server_in(folder: Path) -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove(work: Path) -> None:
+    """Remove a contender's folder, objects that are write-once included."""
+    for path in work.rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
+    shutil.rmtree(work, ignore_errors=True)
+
+
 def measure(task: Mapping[str, Any], server: Server) -> Measured:
     """Run a task (see `contenders`) in a process of its own.
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
 
-import psutil
 import pytest
 
 from resources.runners.stage import Stage
@@ -30,6 +24,7 @@ from tests.lifecycle.test_engines import (
     left_behind,
     on_engine,
 )
+from tests.spark_cluster import cluster
 
 __all__ = ["on_engine"]  # a fixture
 
@@ -40,54 +35,16 @@ pytestmark = [
 ]
 
 
-def _started(role: str, *arguments: str) -> subprocess.Popen:
-    import pyspark
-
-    home = Path(pyspark.__file__).parent
-    return subprocess.Popen(
-        [home / "bin" / "spark-class", f"org.apache.spark.deploy.{role.lower()}.{role}", "--webui-port", "0",
-         "--host", "127.0.0.1", *arguments],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "SPARK_HOME": str(home)})
-
-
-def _said(process: subprocess.Popen, pattern: str) -> re.Match[str]:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(pattern, line):
-            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the process
-            return found
-    raise AssertionError(f"the process ended with {process.wait()} before it said {pattern}")
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cluster that Spark is configured to use."""
+    with cluster(tmp_path_factory.mktemp("spark"), workers=2, memory_mb=640) as configuration, unchanged_environment():
+        os.environ["SPARK_CONF_DIR"] = str(configuration)
+        yield
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the master of a cluster that Spark is configured to use."""
-    processes = [_started("Master", "--port", "0")]
-    try:
-        master = _said(processes[0], r"Starting Spark master at (spark://\S+)")[1]
-        for _ in range(2):
-            work = tmp_path_factory.mktemp("worker")
-            processes.append(_started("Worker", "--cores", "1", "--memory", "1g", "--work-dir", str(work), master))
-        for worker in processes[1:]:
-            _said(worker, "Successfully registered with master")
-        configuration = tmp_path_factory.mktemp("spark")
-        (configuration / "spark-defaults.conf").write_text(
-            f"spark.master {master}\nspark.driver.host 127.0.0.1\nspark.driver.bindAddress 127.0.0.1\n"
-            "spark.executor.memory 640m\nspark.driver.memory 1g\nspark.sql.shuffle.partitions 2\n")
-        with unchanged_environment():
-            os.environ["SPARK_CONF_DIR"] = str(configuration)
-            yield master
-    finally:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
-            process.kill()
-            process.wait()
-
-
-@pytest.fixture(scope="module")
-def spark(on_engine: Callable[[str], Project], cluster: str) -> tuple[Site, dict[tuple[str, str], dict[str, str]]]:
+def spark(on_engine: Callable[[str], Project], two_workers: None) -> tuple[Site, dict[tuple[str, str], dict[str, str]]]:
     """What PostgreSQL made of some deliveries, and a site on which Spark then computed everything again."""
     site = Site("spark", on_engine("postgres"), {})
     first_delivery(Books(site.project.folder("acme")))
