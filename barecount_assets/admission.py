@@ -19,7 +19,7 @@ import psycopg
 
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import decision_points as points
-from resources.governance.approvals import ReplayRequested, RunRequested
+from resources.governance.approvals import RecordsRequested, ReplayRequested, RunRequested
 from resources.governance.contracts import CLASSIFICATIONS, Contract
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import Pipeline
@@ -33,7 +33,10 @@ from resources.storage import quarantine_store
 
 if TYPE_CHECKING:
     from barecount_assets.lifecycle import RunRequest
-    from resources.storage.quarantine_store import Group
+    from barecount_assets.stages.ingestion.replay import ReplayRequest
+    from resources.storage.quarantine_store import Group, Selection
+
+_NUMBERS_SHOWN = 5
 
 
 def admit_run(
@@ -99,17 +102,27 @@ def admit_replay(environment: StageEnvironment, work: ReplayRequested, *, reques
 
 
 def admit_replay_of_records(
-    environment: StageEnvironment, groups: Sequence[Group], *, requested_by: str, now: dt.datetime
+    environment: StageEnvironment, groups: Sequence[Group], request: ReplayRequest, *, now: dt.datetime
 ) -> None:
     """Ask about sending refused records through ingestion again, once per tenant and pipeline. Raises the same."""
+    from barecount_assets.stages.ingestion import edited_records
+
+    selection, edits = request.selection, request.edits
+    changes = [*(f"{name}={value}" for name, value in sorted(request.values.items())),
+               *([f"as edited in {edits.name} ({edited_records.sha256_of(edits)[:16]})"] if edits else [])]
     for (tenant_id, pipeline), (records, datasets) in _owners(groups).items():
         facts = points.Replay(
             tenant=tenant_id, pipeline=pipeline, datasets=datasets, kind="quarantine", records=records)
-        _admit(environment, Question(facts, f"refused records of {pipeline}", requested_by), now)
+        work = RecordsRequested(
+            pipeline, tenant_id, selection.narrowed, tuple(selection.ids or ()), dict(request.values),
+            str(edits.absolute()) if edits else None, request.reason)
+        subject = _records_subject(f"refused records of {pipeline}", selection, changes)
+        _admit(environment, Question(facts, subject, request.decided_by, run_request=work), now)
 
 
 def admit_export_of_records(
-    environment: StageEnvironment, groups: Sequence[Group], *, requested_by: str, now: dt.datetime
+    environment: StageEnvironment, selection: Selection, groups: Sequence[Group], *, requested_by: str,
+    now: dt.datetime
 ) -> dict[tuple[str, str], Decision]:
     """Ask about refused records leaving as a file: the decision by tenant and pipeline. Raises the same.
 
@@ -125,7 +138,8 @@ def admit_export_of_records(
             if {contract.dataset for contract in contracts} == set(datasets) else CLASSIFICATIONS[-1],
         )
         (decisions[tenant_id, pipeline],) = admit_export(
-            environment, facts, f"refused records of {', '.join(datasets)}", requested_by=requested_by, now=now)
+            environment, facts, _records_subject(f"refused records of {', '.join(datasets)}", selection),
+            requested_by=requested_by, now=now)
     return decisions
 
 
@@ -248,6 +262,14 @@ def _owners(groups: Sequence[Group]) -> dict[tuple[str, str], tuple[int, tuple[s
     """Records and datasets by tenant and pipeline."""
     return {owner: (sum(group.records for group in found), tuple(sorted({group.dataset for group in found})))
             for owner, found in quarantine_store.by_owner(groups).items()}
+
+
+def _records_subject(what: str, selection: Selection, changes: Sequence[str] = ()) -> str:
+    """What an approval is for: other records, or another change of them, are something else."""
+    ids = sorted(selection.ids or ())
+    numbers = ", ".join(map(str, ids)) if len(ids) <= _NUMBERS_SHOWN else f"{len(ids)} ({canonical_hash(ids)[:16]})"
+    return ", ".join([what, *(f"{name} {value}" for name, value in selection.narrowed.items()),
+                      *([f"numbers {numbers}"] if ids else []), *changes])
 
 
 def _datasets(contracts: Sequence[Contract]) -> tuple[str, ...]:

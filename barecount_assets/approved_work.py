@@ -1,4 +1,6 @@
-"""The job that does what waited for an approval and is no run of a pipeline: a back-fill, or a run computed again.
+"""The job that does what waited for an approval and is no run of a pipeline.
+
+A back-fill, a run computed again, or refused records sent through ingestion again.
 
 It gives the command again that was refused, in a process of its own, in the name of who gave it first. The command asks
 the policies as it did then, and finds the approval; what is done already it does not do again.
@@ -16,7 +18,7 @@ import dagster as dg
 
 from barecount_assets import keys
 from resources.governance import approvals
-from resources.governance.approvals import Approval, ReplayRequested
+from resources.governance.approvals import Approval, RecordsRequested, ReplayRequested
 from resources.runtime.database import Database
 from resources.runtime.settings import Settings
 
@@ -30,6 +32,13 @@ def command_of(approval: Approval) -> list[str]:
     if isinstance(work, ReplayRequested):
         return ["replay", work.replay_of, "--tenant", work.tenant_id, "--by", approval.requested_by, "--json",
                 *(["--current"] if work.versions == "current" else []), *(["--publish"] if work.publishes else [])]
+    if isinstance(work, RecordsRequested):
+        return ["quarantine", "replay", "--pipeline", work.pipeline, "--tenant", work.tenant_id,
+                "--by", approval.requested_by, "--json",
+                *(word for name, value in sorted(work.narrowed.items()) for word in (f"--{name}", value)),
+                *(word for number in work.ids for word in ("--id", str(number))),
+                *(word for name, value in sorted(work.values.items()) for word in ("--fix", f"{name}={value}")),
+                *(("--from", work.edits) if work.edits else ()), *(("--why", work.why) if work.why else ())]
     return ["run", work.pipeline, "--tenant", work.tenant_id, "--from", str(work.start), "--to", str(work.end),
             "--backfill", "--partition", work.granularity, "--as", approval.requested_by, "--json",
             *(word for name, path in sorted(work.source_paths.items()) for word in ("--source", f"{name}={path}"))]
@@ -54,6 +63,6 @@ def give_the_command_again(context: dg.OpExecutionContext) -> None:
 
 
 @dg.job(name=NAME, executor_def=dg.in_process_executor,
-        description="Back-fills and replays that waited for an approval, once it is granted.")
+        description="Back-fills and replays, of runs or of records, that waited for an approval, once it is granted.")
 def approved_work() -> None:
     give_the_command_again()

@@ -51,7 +51,8 @@ def export_records(
     """
     with environment.database.connect(autocommit=True) as connection:
         groups = quarantine_store.groups(connection, selection)
-        decisions = admission.admit_export_of_records(environment, groups, requested_by=requested_by, now=now)
+        decisions = admission.admit_export_of_records(
+            environment, selection, groups, requested_by=requested_by, now=now)
         parts = [_Part(tenant_id, pipeline, _datasets(environment, found), decisions[tenant_id, pipeline])
                  for (tenant_id, pipeline), found in quarantine_store.by_owner(groups).items()]
         for part in parts:

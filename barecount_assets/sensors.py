@@ -25,7 +25,7 @@ from barecount_assets.action_job import SINCE_TAG, action_job
 from barecount_assets.approved_work import approved_work
 from resources.governance import approvals as granted_approvals
 from resources.governance import drift_register
-from resources.governance.approvals import Approval, ReplayRequested
+from resources.governance.approvals import Approval, RunRequested
 from resources.governance.declarations import Declarations
 from resources.governance.manifests import FileSource, Pipeline
 from resources.runners.stage import Placement, Stage, StageSpec
@@ -177,7 +177,7 @@ def _approved_run(approval: Approval) -> dg.RunRequest:
     assert work is not None
     run_key = f"approval-{approval.approval_id}"
     tags = {keys.REQUESTED_BY_TAG: approval.requested_by, keys.APPROVAL_TAG: str(approval.approval_id)}
-    if isinstance(work, ReplayRequested) or work.granularity:
+    if not isinstance(work, RunRequested) or work.granularity:
         return dg.RunRequest(
             run_key=run_key, job_name=approved_work.name, tags={**tags, keys.TENANT_TAG: work.tenant_id})
     return dg.RunRequest(

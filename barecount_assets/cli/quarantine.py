@@ -126,7 +126,7 @@ def replay(
     if not dry_run:
         with opened.database.connect(autocommit=True) as connection:
             admission.admit_replay_of_records(
-                opened, quarantine_store.groups(connection, selection), requested_by=person(by), now=_now())
+                opened, quarantine_store.groups(connection, selection), request, now=_now())
     with progress_shown(quiet=as_json) as progress:
         results = ingestion.replay(opened, request, progress)
         renormalized = [] if dry_run or request.values or edits else _renormalize(opened, selection, progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,12 +63,37 @@ class ReplayRequested:
         return asdict(self)
 
 
-Requested = RunRequested | ReplayRequested
+@dataclass(frozen=True)
+class RecordsRequested:
+    """The replay of refused records that waits: which, how they are changed, and why.
+
+    Attributes:
+        narrowed: dataset, run, reason, field; only those that were given.
+        ids: numbers of records; none for all that match.
+        values: to set, by field.
+        edits: path of an edited export. Its content is part of what is approved.
+    """
+
+    pipeline: str
+    tenant_id: str
+    narrowed: Mapping[str, str]
+    ids: Sequence[int] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+    edits: str | None = None
+    why: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Requested = RunRequested | ReplayRequested | RecordsRequested
 """Work that is started once it is approved."""
 
 
 def _requested(document: Mapping[str, Any]) -> Requested:
-    return ReplayRequested(**document) if "replay_of" in document else RunRequested.from_json(document)
+    if "replay_of" in document:
+        return ReplayRequested(**document)
+    return RecordsRequested(**document) if "narrowed" in document else RunRequested.from_json(document)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class Selection:
     state: str | None = None
     ids: Sequence[int] | None = None
 
+    @property
+    def narrowed(self) -> dict[str, str]:
+        """What narrows it beside tenant, pipeline, state and numbers, by name."""
+        return {name: value for name in ("dataset", "run", "reason", "field") if (value := getattr(self, name))}
+
     def parameters(self, connection: psycopg.Connection) -> tuple[Any, ...]:
         """Parameters $1 to $9 of every statement over the selection.
 

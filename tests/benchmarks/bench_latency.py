@@ -17,17 +17,11 @@ import json
 import os
 import random
 import shutil
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +34,7 @@ from resources.runtime.settings import Settings
 from resources.storage import published_store
 from resources.trust import ledger
 from tests.conftest import PROJECT
+from tests.dev import developing
 from tests.integration.action.engine_world import World, endpoint, rule
 from tests.integration.action.receivers import Received, Reply, serving
 
@@ -89,7 +84,9 @@ def run(publications: int) -> Latencies:
             _make_project(settings.project_dir, receiver.url)
             database = Database.open(settings)
             world = World.make(settings, database, *_rules()).publish(tenants=(TENANT,)).receive_at(receiver.url)
-            with _dev(settings):
+            variables = {"BARECOUNT_PROJECT_DIR": str(settings.project_dir),
+                         "BARECOUNT_DATA_DIR": str(settings.data_dir)}
+            with developing(variables, settings.data_dir / "dev.log", "kpi_event_sensor"):
                 seconds = [_publish(world, number, arrivals) for number in range(publications)]
                 _require_success(database)
     finally:
@@ -119,44 +116,6 @@ def _make_project(project: Path, url: str) -> None:
     path = project / f"contracts/actions/endpoints/{TENANT}/ops.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(endpoint(TENANT, url=f"{url}/{TENANT}").model_dump_json(by_alias=True), encoding="utf-8")
-
-
-@contextmanager
-def _dev(settings: Settings) -> Iterator[None]:
-    """`barecount dev`, from when its sensors run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "BARECOUNT_PROJECT_DIR": str(settings.project_dir), "PYTHONPATH": str(PROJECT),
-                   "BARECOUNT_DATA_DIR": str(settings.data_dir)}
-    with (settings.data_dir / "dev.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "barecount_assets.cli.main", "dev", "--port", str(port)],
-                                   env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            _wait_for_sensors(port, process)
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-
-
-def _wait_for_sensors(port: int, process: subprocess.Popen[bytes]) -> None:
-    query = ('{sensorOrError(sensorSelector: {repositoryName: "__repository__", repositoryLocationName: '
-             '"barecount_assets.definitions", sensorName: "kpi_event_sensor"}) '
-             '{... on Sensor {sensorState {ticks(limit: 1) {status}}}}}')
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", json.dumps({"query": query}).encode(),
-                                     {"Content-Type": "application/json"})
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "barecount dev ended by itself"
-        try:
-            answer = json.load(urllib.request.urlopen(request, timeout=10))  # noqa: S310 - of this machine
-            if answer["data"]["sensorOrError"].get("sensorState", {}).get("ticks"):
-                return
-        except OSError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError("the sensor has not been asked once")
 
 
 def _publish(world: World, number: int, arrivals: Arrivals) -> float:

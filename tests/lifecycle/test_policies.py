@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from barecount_assets import partitions
+from barecount_assets import keys, partitions
 from barecount_assets.approved_work import approved_work, command_of
 from barecount_assets.definitions import build_defs
 from barecount_assets.instance import open_instance
 from barecount_assets.runner import Runner
 from resources.governance import approvals, declarations
+from tests.dev import developing
 from tests.lifecycle.conftest import (
     FIRST_DAY,
     LAST_DAY,
@@ -46,19 +49,30 @@ class Waiting:
         assert result.exit_code == exit_code, result.output
         return json.loads(result.stdout)
 
+    def wait_for(self, statement: str) -> None:
+        """Until a statement says so."""
+        deadline = time.monotonic() + 180
+        while not self.project.value(statement):
+            assert time.monotonic() < deadline, f"in vain: {statement}"
+            time.sleep(0.5)
+
+    def work(self, request: dg.RunRequest) -> None:
+        """What the daemon does with a request for the job of approved work."""
+        with unchanged_environment(), open_instance(self.project.settings, self.project.database) as instance:
+            os.environ.update(self.project.variables)
+            assert approved_work.execute_in_process(instance=instance, tags=dict(request.tags)).success
+
     def job(self) -> Any:
         definitions = build_defs(self.project.settings.project_dir, {"runner": Runner(self.project.environment)})
         return definitions.get_repository_def(), definitions.resolve_job_def("order_to_cash")
 
     def asked_to_start(self) -> list[dg.RunRequest]:
         """What the approval sensor would start now."""
-        with unchanged_environment(), pytest.MonkeyPatch.context() as patch:
-            for name, value in self.project.variables.items():
-                patch.setenv(name, value)
-            with open_instance(self.project.settings, self.project.database) as instance:
-                context = dg.build_sensor_context(instance=instance)
-                repository, _ = self.job()
-                return list(repository.get_sensor_def("approval_sensor").evaluate_tick(context).run_requests or ())
+        with unchanged_environment(), open_instance(self.project.settings, self.project.database) as instance:
+            os.environ.update(self.project.variables)
+            context = dg.build_sensor_context(instance=instance)
+            repository, _ = self.job()
+            return list(repository.get_sensor_def("approval_sensor").evaluate_tick(context).run_requests or ())
 
     def execute(self, tags: dict[str, str]) -> dg.ExecuteInProcessResult:
         """What the daemon does with a request."""
@@ -96,7 +110,7 @@ def test_the_command_refuses_names_the_approval_and_leaves_nothing_behind(waitin
     assert row["approvals"] == error["details"]["approvals"]
 
 
-def test_an_approved_run_is_started_by_the_sensor_once(waiting: Waiting) -> None:
+def test_an_approved_run_is_started_by_the_daemon_once(waiting: Waiting, tmp_path: Path) -> None:
     (request,) = waiting.command("approvals", "list", "--tenant", "acme")
     number = str(request["approval_id"])
     refused = waiting.command("approvals", "approve", number, "--reason", "mine", "--as", "ann", exit_code=1)
@@ -106,8 +120,12 @@ def test_an_approved_run_is_started_by_the_sensor_once(waiting: Waiting) -> None
     assert approved["state"] == "approved"
     (wanted,) = waiting.asked_to_start()
     assert (wanted.run_key, wanted.job_name) == (f"approval-{number}", "order_to_cash")
-    assert waiting.execute(dict(wanted.tags)).success
+    with developing(waiting.project.variables, tmp_path / "dev.log", "approval_sensor"):
+        waiting.wait_for("select count(*) = 1 from dagster.runs where status = 'SUCCESS'")
     assert waiting.project.versions("acme") == {"revenue": 1, "dso": 1, "overdue_ratio": 1}
+    assert waiting.project.rows(
+        "select r.pipeline_name, t.value from dagster.runs r join dagster.run_tags t using (run_id) "
+        "where t.key = $1", keys.APPROVAL_TAG) == [("order_to_cash", number)]
     assert waiting.asked_to_start() == []
     code, document = waiting.run("acme")
     assert (code, document["changed"]) == (0, False)
@@ -139,18 +157,14 @@ def test_an_approved_backfill_goes_on_by_itself_once(waiting: Waiting) -> None:
     waiting.command("approvals", "approve", str(number), "--reason", "agreed with finance", "--as", "bob")
     (wanted,) = waiting.asked_to_start()
     assert (wanted.run_key, wanted.job_name) == (f"approval-{number}", "approved_work")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in waiting.project.variables.items():
-            patch.setenv(name, value)
-        with open_instance(waiting.project.settings, waiting.project.database) as instance:
-            assert approved_work.execute_in_process(instance=instance, tags=dict(wanted.tags)).success
+    waiting.work(wanted)
     assert waiting.project.rows("select kind from platform.evidence where kind like 'backfill.%' order by seq") == [
         ("backfill.started",), ("backfill.finished",)]
     assert waiting.project.rows("select requested_by, granularity from platform.backfill") == [("ann", "month")]
     assert waiting.asked_to_start() == []
 
 
-def test_an_approved_replay_is_asked_for_again_in_the_name_of_who_wanted_it(waiting: Waiting) -> None:
+def test_an_approved_replay_is_done_once_in_the_name_of_who_wanted_it(waiting: Waiting) -> None:
     policies = waiting.project.settings.project_dir / "contracts" / "policies"
     declared = (policies / "long_backfills.yaml").read_text().replace("name: long_backfills", "name: replays")
     (policies / "replays.yaml").write_text(
@@ -167,6 +181,10 @@ def test_an_approved_replay_is_asked_for_again_in_the_name_of_who_wanted_it(wait
         assert command_of(approval) == ["replay", token, "--tenant", "acme", "--by", "ann", "--json", "--current",
                                         "--publish"]
         assert approvals.to_start(connection, dt.datetime.now(dt.UTC) + dt.timedelta(hours=49)) == [], "it has expired"
+    waiting.work(wanted)
+    assert waiting.project.rows("select replay_of, versions, replayed_by, published is not null "
+                                "from platform.replay") == [(token, "current", "ann", True)]
+    assert waiting.asked_to_start() == []
     (policies / "replays.yaml").unlink()
 
 

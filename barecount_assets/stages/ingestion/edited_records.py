@@ -95,9 +95,7 @@ def load(connection: psycopg.Connection, path: Path) -> Edits:
             never was in quarantine.
     """
     kind = _format(path)
-    if not path.is_file():
-        raise BareCountError(ErrorCode.SOURCE_NOT_FOUND, f"{path}: there is no such file",
-                             hint="`barecount quarantine export` writes one")
+    sha256 = sha256_of(path)
     fetch(connection, "drop table if exists edited_record")
     fetch(connection, "create temporary table edited_record (quarantine_id bigint primary key, payload bytea not null)")
     try:
@@ -113,8 +111,17 @@ def load(connection: psycopg.Connection, path: Path) -> Edits:
     unknown = fetch(connection, _UNKNOWN)
     if unknown:
         raise _refused(path, f"record {unknown[0][0]}, which is not in quarantine")
-    with path.open("rb") as file:
-        return Edits(connection, hashlib.file_digest(file, "sha256").hexdigest())
+    return Edits(connection, sha256)
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of an edited export, in hex. Raises BareCountError source.not_found."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BareCountError(ErrorCode.SOURCE_NOT_FOUND, f"{path}: {error.strerror}",
+                             hint="`barecount quarantine export` writes one") from error
 
 
 def _format(path: Path) -> str:

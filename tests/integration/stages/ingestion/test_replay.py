@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from barecount_assets import keys
+from barecount_assets.approved_work import approved_work
 from barecount_assets.cli.main import app
 from barecount_assets.stages import execute, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import edited_records
 from barecount_assets.stages.ingestion.replay import BatchReplay, ReplayRequest, replay
 from resources.governance import approvals
+from resources.governance.approvals import Approval
 from resources.runners.stage import Placement, Stage, StageSpec, iso_window
 from resources.runtime.database import Database, fetch
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -24,6 +28,7 @@ from resources.runtime.settings import Settings
 from resources.storage import quarantine_store
 from resources.storage.quarantine_store import Selection
 from resources.trust import ledger
+from tests.conftest import PROJECT
 
 TENANT, DATASET = "acme", "order_to_cash.invoices"
 HEADER = ("InvoiceDate;InvoiceID;CustomerID;CustomerName;BusinessUnit;DueDate;Currency;NetAmount;TaxAmount;GrossAmount;"
@@ -51,6 +56,20 @@ class Erp:
 
     def replay(self, selection: Selection = Selection(state="open"), **how: object) -> list[BatchReplay]:  # noqa: B008
         return replay(self.environment, ReplayRequest(selection, "marco", **how), lambda *_: None)
+
+    def use(self, patch: pytest.MonkeyPatch) -> None:
+        """Let commands work on this project."""
+        settings = self.environment.settings
+        for name, value in (("PROJECT_DIR", settings.project_dir), ("DATA_DIR", settings.data_dir),
+                            ("RAW_STORE", settings.raw_store), ("DATABASE_URL", self.environment.database.admin_url)):
+            patch.setenv(f"BARECOUNT_{name}", str(value))
+
+    def approve(self) -> Approval:
+        """Somebody says yes to the one thing that waits."""
+        with self.environment.database.transaction() as connection:
+            (request,) = approvals.listed(connection, dt.datetime.now(dt.UTC))
+            return approvals.answer(connection, request.approval_id, approve=True, by="nadia",
+                                    reason="for the ERP's team", now=dt.datetime.now(dt.UTC))
 
     def rows(self, statement: str, *parameters: object) -> list[tuple]:
         with self.environment.database.connect(autocommit=True) as connection:
@@ -228,12 +247,63 @@ def edit(path: Path, changes: dict[str, str | None]) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in frame.astype(object).to_dict("records")))
 
 
+def asks_for_approval(*arguments: str) -> bool:
+    """Whether a verb ends with that, and nothing else."""
+    refused = CliRunner().invoke(app, ["quarantine", *arguments, "--json"])
+    return refused.exit_code == 1 and json.loads(refused.output)["error"]["code"] == "approval.required"
+
+
+@pytest.mark.parametrize("how", ["values", "edits"])
+def test_a_replay_that_waited_is_done_by_the_job_once_approved_for_its_records_and_its_fix_alone(
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(PROJECT / "contracts", project / "contracts")
+    (project / "dbt_project").symlink_to(PROJECT / "dbt_project")
+    policies = project / "contracts" / "policies"
+    long_backfills = (policies / "long_backfills.yaml").read_text()
+    (policies / "replays.yaml").write_text(long_backfills.replace("name: long_backfills", "name: replays").replace(
+        "point: backfill", "point: replay").replace("days > 31", "kind == 'quarantine'"))
+    erp = Erp(StageEnvironment.using(replace(settings, project_dir=project), database))
+    erp.use(monkeypatch)
+    erp.ingest("invoices_2026-01-05.csv", GOOD, WRONG_UNIT, CUT)
+    edited = tmp_path / "refused.jsonl"
+    with database.connect(autocommit=True) as connection:
+        records = list(quarantine_store.stream(connection, Selection(state="open")))
+    edited_records.export(iter(records), edited, lambda record: "windows-1252")
+    edit(edited, {WRONG_UNIT: WRONG_UNIT.replace("NORD", "NORTH"), CUT: None})
+    fix = {"values": ("--fix", "BusinessUnit=NORTH"), "edits": ("--from", str(edited))}[how]
+    wanted = ("replay", "--reason", "rule_broken", *fix, "--by", "ann", "--why", "the ERP's German names")
+
+    assert asks_for_approval(*wanted)
+    assert erp.states() == {"open": 2}
+    approval = erp.approve()
+    with database.connect(autocommit=True) as connection:
+        assert [item.approval_id for item in approvals.to_start(connection, dt.datetime.now(dt.UTC))] == [
+            approval.approval_id]
+    if how == "values":
+        assert asks_for_approval("replay", "--reason", "rule_broken", "--fix", "BusinessUnit=SOUTH", "--by", "ann")
+    else:
+        whole = edited.read_bytes()
+        edited.write_bytes(whole.replace(b"NORTH", b"SOUTH"))
+        assert asks_for_approval(*wanted)
+        edited.write_bytes(whole)
+    assert asks_for_approval("replay", *fix, "--by", "ann")
+    assert erp.states() == {"open": 2}
+
+    done = approved_work.execute_in_process(tags={keys.APPROVAL_TAG: str(approval.approval_id)})
+    assert done.success
+    assert erp.states() == {"open": 1, "replayed": 1}
+    assert erp.rows("select decided_by, reason from platform.quarantine_decision") == [
+        ("ann", "the ERP's German names")]
+    with database.connect(autocommit=True) as connection:
+        assert approvals.to_start(connection, dt.datetime.now(dt.UTC)) == []
+    erp.require_accounts()
+
+
 def test_the_verbs_tell_one_story(erp: Erp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     erp.ingest("invoices_2026-01-05.csv", GOOD, WRONG_UNIT, CUT)
-    settings = erp.environment.settings
-    for name, value in (("PROJECT_DIR", settings.project_dir), ("DATA_DIR", settings.data_dir),
-                        ("RAW_STORE", settings.raw_store), ("DATABASE_URL", erp.environment.database.admin_url)):
-        monkeypatch.setenv(f"BARECOUNT_{name}", str(value))
+    erp.use(monkeypatch)
 
     def command(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["quarantine", *arguments])
@@ -244,13 +314,11 @@ def test_the_verbs_tell_one_story(erp: Erp, tmp_path: Path, monkeypatch: pytest.
     shown = json.loads(command("show", "2", "--json"))
     assert (shown["state"], shown["payload"]) == ("open", WRONG_UNIT.replace("\u00e9", "\\351"))
     assert "NORD" in command("show", "2")
-    refused = CliRunner().invoke(app, ["quarantine", "export", str(tmp_path / "refused.csv"), "--json"])
-    assert json.loads(refused.output)["error"]["code"] == "approval.required"  # the dataset is confidential
-    with erp.environment.database.transaction() as connection:
-        (request,) = approvals.listed(connection, dt.datetime.now(dt.UTC))
-        approvals.answer(connection, request.approval_id, approve=True, by="nadia", reason="for the ERP's team",
-                         now=dt.datetime.now(dt.UTC))
-    assert "2 records" in command("export", str(tmp_path / "refused.csv"), "--dataset", DATASET)
+    export = ("export", str(tmp_path / "refused.csv"), "--dataset", DATASET)
+    assert asks_for_approval(*export)  # the dataset is confidential
+    erp.approve()
+    assert "2 records" in command(*export)
+    assert asks_for_approval(*export, "--id", "2"), "another selection is another export"
     assert "would be discarded" in command("discard", "--id", "1", "--why", "a test record", "--dry-run")
     assert erp.states() == {"open": 2}
     assert "1 records discarded" in command("discard", "--id", "1", "--why", "a test record")
