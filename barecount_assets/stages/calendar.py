@@ -47,7 +47,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                 counts={"rows": rows}, outputs=(Output("calendar", digest, rows),), facts={"run_id": run_id},
             )
             history.finish(
-                connection, receipt, run_id, basis={},
+                connection, receipt, run_id, identity,
                 evidence={"content_sha256": digest, "rows": rows, "calendar": identity["calendar"],
                           "code_version": environment.code_version},
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -67,13 +68,19 @@ def token_for(
 
 
 def finish(
-    connection: psycopg.Connection, receipt: StageReceipt, run_id: int, basis: Mapping[str, Any],
-    evidence: Mapping[str, Any], artefact: Artefact | None = None,
+    connection: psycopg.Connection, receipt: StageReceipt, run_id: int, identity: Mapping[str, Any],
+    evidence: Mapping[str, Any], basis: Mapping[str, Any] = MappingProxyType({}), artefact: Artefact | None = None,
 ) -> int:
     """Record a finished stage run, its evidence and its lineage in the caller's transaction.
 
     Returns the number of the entry. With the artefact it was computed with, the run can be computed again.
+
+    Args:
+        identity: what its token was asked for with, see `token_for`.
+        basis: what it was made from, for the stages that follow.
     """
+    plain = run_token(**identity)
+    basis = {**basis, "again_of": plain if plain != receipt.run_token else None}
     if artefact is not None:
         artefacts.record(connection, artefact, stage_code_version(), receipt.tenant_id, receipt.pipeline,
                          receipt.stage.value, receipt.run_token)

@@ -106,13 +106,9 @@ def _commit(
         outputs=tuple(outputs), checks=checks,
         facts={"run_id": gdp.run_id, "periods": "all" if periods == "all" else "changed", "engine": engine["name"]},
     )
-    from resources.runners.stage import run_token
-
-    plain = run_token(**identity)
     assert gdp.run_id is not None
     history.finish(
-        connection, receipt, gdp.run_id,
-        basis={**definition, "gdp_token": gdp.run_token, "again_of": plain if plain != token else None},
+        connection, receipt, gdp.run_id, identity, basis={**definition, "gdp_token": gdp.run_token},
         evidence={
             "gdp": {"run_token": gdp.run_token, "evidence": gdp.evidence_seq,
                     "outputs": {o.name: o.content_sha256 for o in gdp.receipt.outputs}},

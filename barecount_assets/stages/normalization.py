@@ -114,8 +114,7 @@ def _commit(
     gold = {m: environment.declarations.contract(f"{spec.pipeline}.{m}", "gold").version
             for m in manifest.spec.transforms.gdp}
     history.finish(
-        connection, receipt, run_id,
-        basis={**definition, "again_of": _again_of(identity, token)},
+        connection, receipt, run_id, identity, basis=definition,
         evidence={
             "inputs": identity["inputs"],
             "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
@@ -147,11 +146,6 @@ def test_outcomes(results: Sequence[dbt.NodeResult]) -> tuple[CheckOutcome, ...]
         CheckOutcome(r.name, r.model, r.status != "warn", False, r.message or r.status, {"failures": r.failures})
         for r in results if r.kind == "test"
     )
-
-
-def _again_of(identity: dict[str, Any], token: str) -> str | None:
-    plain = run_token(**identity)
-    return plain if plain != token else None
 
 
 def _contract_hashes(environment: StageEnvironment, manifest: Pipeline) -> list[str]:

@@ -65,7 +65,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             )
             assert build.run_id is not None
             history.finish(
-                connection, receipt, build.run_id, basis={"build_token": build.run_token},
+                connection, receipt, build.run_id, identity, basis={"build_token": build.run_token},
                 evidence={
                     "build": {"run_token": build.run_token, "evidence": build.evidence_seq},
                     "outputs": {o.name: {"content_sha256": o.content_sha256, "version": o.facts["version"]}

@@ -162,6 +162,26 @@ def test_a_number_whose_raw_expired_says_so_and_its_rows_do_not_vanish(recovery:
     recovery.require_evidence()
 
 
+def test_a_run_goes_on_without_what_somebody_let_go(recovery: Recovery) -> None:
+    project = recovery.project
+    current = "from gdp.{} where valid_to_run is null order by 1".format
+    payments = project.value("select count(*) from gdp.invoice_payment where valid_to_run is null")
+    forgotten = project.command("raw", "forget", "order_to_cash", "--tenant", "acme", "--reason", "the year is closed")
+    assert forgotten.exit_code == 0, forgotten.output
+    recovery.books.invoices("2026-04-07", ("I7", "C1", "NORTH", "2026-04-07", 700))
+    outcome = project.run("order_to_cash", "acme", FIRST_DAY, dt.date(2026, 4, 30))
+    assert outcome.error is None, outcome.error
+    assert project.rows("select invoice_id " + current("invoice_settlement")) == [("I7",)]
+    assert project.value("select count(*) from gdp.invoice_settlement where invoice_id = 'I1'") > 0, "history stays"
+    assert project.rows("select payment_id " + current("invoice_payment")) == []
+    assert project.value("select count(*) from platform.quarantine_record where state = 'open' and stage = "
+                         "'normalization'") == payments > 0, "payments of no invoice any more"
+    assert set(project.series("revenue", "acme", "grain", "period", "business_unit").values()) == {700}
+    again = project.run("order_to_cash", "acme", FIRST_DAY, dt.date(2026, 4, 30))
+    assert not again.changed, again.receipts
+    recovery.require_evidence()
+
+
 def test_a_backfill_that_stopped_is_resumed_and_leaves_one_trail(new_project: Callable[..., Project]) -> None:
     project = new_project()
     books = Books(project.folder("acme"))
