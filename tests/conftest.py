@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import os
@@ -12,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 import psycopg
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling
 
@@ -88,6 +91,20 @@ def server() -> Iterator[str]:
     yield url
     embedded.stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _verbs() -> click.Command:
+    from typer.main import get_command
+
+    from barecount_assets.cli.main import app
+
+    return get_command(app)
+
+
+def barecount(*words: str) -> Result:
+    """The real command, in this process. Typer would build its tree of verbs each time, for longer than most take."""
+    return CliRunner().invoke(_verbs(), list(words))
 
 
 @contextmanager

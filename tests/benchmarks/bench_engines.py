@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.bench_engines [--scale 1] [--only duckdb] [--json]
 
-Each engine works in a process of its own, on a database and a raw store of its own, on one embedded server with the
-settings the platform ships; Spark on a cluster of a master and one worker, then of a master and two, with one core
-each. Seconds are those of the stages, without starting Python or a cluster; `memory` is the most that the process and
-its children had in memory, a cluster included, PostgreSQL excluded; `server` is PostgreSQL's processor time. Exits with
-1 when content hashes differ.
+What is raw is the same for all engines, and lands once. Then each engine works in a process of its own, on a copy of
+the database, on one embedded server with the settings the platform ships; Spark on a cluster of a master and one
+worker, then of a master and two, with one core each. Seconds are those of the stages, without starting Python or a
+cluster; `memory` is the most that the process and its children had in memory, a cluster included, PostgreSQL excluded;
+`server` is PostgreSQL's processor time. Exits with 1 when content hashes differ.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from barecount_assets.stages import engines
+from barecount_assets.stages.dbt import WAREHOUSE
 from resources.runtime.settings import Settings
 from tests.benchmarks import data
 from tests.benchmarks.measuring import Server, remove, sampled, server_cpu_seconds, server_in
@@ -36,16 +39,17 @@ CONTENDERS = {name: (engine, workers) for name, engine, workers in (
     if engines.installed(engine)}
 SPARK_MEMORY_MB = 3_072
 WINDOW = ("1992-01-01", "1998-12-31")
-STAGES = ("ingestion", "calendar", "normalization", "kpi_build", "publish")
-COLUMNS = {"raw": ("ingestion",), "gdp": ("normalization",), "kpi": ("kpi_build",), "published": ("publish",)}
+RAW = "raw"
+STAGES = ("calendar", "normalization", "kpi_build", "publish")
+COLUMNS = {"raw": "ingestion", "gdp": "normalization", "kpi": "kpi_build", "published": "publish"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine took.
+    """What the landing of what is raw, or then an engine, took.
 
     Attributes:
-        contender: the engine; Spark's with its number of workers.
+        contender: the engine, Spark's with its number of workers; or `raw`.
         rows: of lineitem, that landed.
         seconds: of each stage.
         hashes: content hash of every GDP and KPI.
@@ -76,50 +80,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Settings.from_environment().data_dir / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     inputs = data.prepare(folder / "data", asked.scale)
-    outcomes = []
-    with server_in(folder / "server") as server:
-        for contender in asked.only or CONTENDERS:
-            outcomes.append(_measured(contender, server, inputs, folder / "work"))
-            print(f"{contender}: {sum(outcomes[-1].seconds.values()):.1f} s", file=sys.stderr, flush=True)
+    work, outcomes = folder / "work", []
+    remove(work)
+    shutil.copytree(inputs.project, work / "project")
+    try:
+        with server_in(folder / "server") as server, server.database() as landed:
+            for contender in (RAW, *(asked.only or CONTENDERS)):
+                with server.database(like=landed) if contender != RAW else nullcontext(landed) as url:
+                    outcomes.append(_measured(contender, server, url, inputs, work))
+                print(f"{contender}: {sum(outcomes[-1].seconds.values()):.1f} s", file=sys.stderr, flush=True)
+    finally:
+        remove(work)
+    raw, *outcomes = outcomes
     same = all(outcome.hashes == outcomes[0].hashes for outcome in outcomes)
     if asked.json:
-        print(json.dumps({"scale": asked.scale, "same": same, "engines": [asdict(o) for o in outcomes]}, indent=2))
+        document = {"scale": asked.scale, "same": same, "raw": asdict(raw), "engines": [asdict(o) for o in outcomes]}
+        print(json.dumps(document, indent=2))
     else:
-        _print(asked.scale, outcomes, same)
+        _print(asked.scale, raw, outcomes, same)
     return int(not same)
 
 
-def _measured(contender: str, server: Server, inputs: data.Inputs, work: Path) -> Outcome:
-    remove(work)
-    project = work / "project"
-    shutil.copytree(inputs.project, project)
-    manifest = project / "contracts" / "pipelines" / "tpch.yaml"
-    manifest.write_text(manifest.read_text().replace(
-        "engine: postgres", f"engine: {CONTENDERS[contender][0]}"))
+def _measured(contender: str, server: Server, url: str, inputs: data.Inputs, work: Path) -> Outcome:
+    manifest = work / "project" / "contracts" / "pipelines" / "tpch.yaml"
+    engine = CONTENDERS[contender][0] if contender != RAW else WAREHOUSE
+    manifest.write_text(re.sub("engine: [a-z]+", f"engine: {engine}", manifest.read_text()))
     postmaster = psutil.Process(server.postmaster)
-    try:
-        with server.database() as url:
-            task = {"contender": contender, "url": url, "work": str(work), "lineitem": inputs.lineitem}
-            before = server_cpu_seconds(postmaster)
-            with subprocess.Popen(
-                [sys.executable, "-m", "tests.benchmarks.bench_engines", "--task", json.dumps(task)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            ) as child, sampled(child.pid) as peak:
-                output, errors = child.communicate()
-            if child.returncode:
-                raise RuntimeError(f"{contender} failed:\n{errors[-4000:]}")
-            return Outcome(**{**json.loads(output.splitlines()[-1]), "peak_bytes": peak[0],
-                              "server_seconds": server_cpu_seconds(postmaster) - before})
-    finally:
-        remove(work)
+    task = {"contender": contender, "url": url, "work": str(work), "lineitem": inputs.lineitem}
+    before = server_cpu_seconds(postmaster)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.bench_engines", "--task", json.dumps(task)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child, sampled(child.pid) as peak:
+        output, errors = child.communicate()
+    if child.returncode:
+        raise RuntimeError(f"{contender} failed:\n{errors[-4000:]}")
+    return Outcome(**{**json.loads(output.splitlines()[-1]), "peak_bytes": peak[0],
+                      "server_seconds": server_cpu_seconds(postmaster) - before})
 
 
 def _work(task: dict[str, str]) -> Outcome:
     """The stages of one contender, in this process."""
     with ExitStack() as stack:
-        if workers := CONTENDERS[task["contender"]][1]:
-            folder = Path(task["work"]) / "cluster"
-            folder.mkdir()
+        if task["contender"] != RAW and (workers := CONTENDERS[task["contender"]][1]):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=task["work"])))
             os.environ["SPARK_CONF_DIR"] = str(
                 stack.enter_context(cluster(folder, workers=workers, memory_mb=SPARK_MEMORY_MB)))
         return _stages(task)
@@ -139,7 +143,7 @@ def _stages(task: dict[str, str]) -> Outcome:
         environment.register_tenant(connection, "bench")
     placement = Placement("serverless", "medium", "public_vpc_egress")
     seconds, hashes, rows = {}, {}, 0
-    for stage in map(Stage, STAGES):
+    for stage in map(Stage, ("ingestion",) if task["contender"] == RAW else STAGES):
         source = {"source": "lineitem", "window": WINDOW, "source_paths": {"lineitem": task["lineitem"]}}
         spec = StageSpec(stage, "bench", "tpch", placement, **(source if stage is Stage.INGESTION else {}))
         start = time.perf_counter()
@@ -151,13 +155,14 @@ def _stages(task: dict[str, str]) -> Outcome:
     return Outcome(task["contender"], rows, seconds, hashes)
 
 
-def _print(scale: float, outcomes: Sequence[Outcome], same: bool) -> None:
-    print(f"TPC-H scale {scale:g}, lineitem {outcomes[0].rows:,} rows; seconds\n")
+def _print(scale: float, raw: Outcome, outcomes: Sequence[Outcome], same: bool) -> None:
+    print(f"TPC-H scale {scale:g}, lineitem {raw.rows:,} rows; seconds\n")
     print(f"{'':10}" + "".join(f"{name:>11}" for name in COLUMNS) + f"{'all':>9}{'memory MB':>11}{'server':>9}")
-    for outcome in outcomes:
-        parts = [sum(outcome.seconds[stage] for stage in stages) for stages in COLUMNS.values()]
-        print(f"{outcome.contender:10}" + "".join(f"{part:>11.1f}" for part in parts)
-              + f"{sum(outcome.seconds.values()):>9.1f}{outcome.peak_bytes >> 20:>11,}{outcome.server_seconds:>9.1f}")
+    for outcome in (raw, *outcomes):
+        parts = "".join(f"{outcome.seconds[stage]:>11.1f}" if stage in outcome.seconds else f"{'':11}"
+                        for stage in COLUMNS.values())
+        print(f"{outcome.contender:10}{parts}{sum(outcome.seconds.values()):>9.1f}{outcome.peak_bytes >> 20:>11,}"
+              f"{outcome.server_seconds:>9.1f}")
     print(f"\ncontent hashes of every GDP and KPI: {'the same' if same else 'DIFFERENT'}")
     for name in outcomes[0].hashes:
         found = dict.fromkeys(outcome.hashes[name] for outcome in outcomes)

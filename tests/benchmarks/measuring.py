@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from resources.runtime import embedded, migrations
 
@@ -57,11 +58,12 @@ class Server:
         self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
-    def database(self) -> Iterator[str]:
-        """URL of an empty migrated database, written out to disk, gone afterwards."""
+    def database(self, like: str | None = None) -> Iterator[str]:
+        """URL of an empty migrated database, or of a copy of another; written out to disk, gone afterwards."""
         name = f"bench_{next(self._numbers)}"
+        template = "barecount" if like is None else conninfo_to_dict(like)["dbname"]
         with psycopg.connect(self._url.replace("/barecount?", "/postgres?"), autocommit=True) as connection:
-            connection.execute(f"create database {name} template barecount")
+            connection.execute(f"create database {name} template {template} strategy file_copy")
             connection.execute("checkpoint")
             try:
                 yield self._url.replace("/barecount?", f"/{name}?")

@@ -17,7 +17,6 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
 from barecount_assets import lifecycle, sample
 from barecount_assets.instance import open_instance
@@ -29,7 +28,7 @@ from resources.runners.stage import Stage, StageReceipt
 from resources.runtime.database import Database, fetch, fetch_dicts
 from resources.runtime.settings import Settings
 from resources.storage import gdp_store
-from tests.conftest import databases
+from tests.conftest import barecount, databases
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED_DATA = Path(os.environ.get("BARECOUNT_SHARED_DATA", PROJECT.parent / "shared" / "data"))
@@ -67,7 +66,7 @@ class Project:
         """The real command, in this process, on this project; nothing may escape it but an exit code."""
         with unchanged_environment():
             os.environ.update(self.variables)
-            result = CliRunner().invoke(_app(), list(arguments))
+            result = barecount(*arguments)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         assert "Traceback" not in result.output
         return result
@@ -143,12 +142,6 @@ class Project:
             connection.execute("set session_replication_role = replica")
             for statement in statements:
                 assert connection.execute(statement).rowcount != 0, f"nothing was changed by: {statement}"  # type: ignore[arg-type]
-
-
-def _app() -> Any:
-    from barecount_assets.cli.main import app
-
-    return app
 
 
 @contextmanager

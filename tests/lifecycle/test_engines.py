@@ -52,10 +52,9 @@ def on_engine(
         declare_engine(folder, engine)
         project = new_project(folder)
         data = project.settings.data_dir
-        for name in ("dbt", f"dbt-{engine}"):
-            if name in parsed and parsed[name].exists():
-                shutil.copytree(parsed[name], data / name)
-            parsed.setdefault(name, data / name)
+        if engine in parsed and parsed[engine].exists():
+            shutil.copytree(parsed[engine], data / f"dbt-{engine}")
+        parsed.setdefault(engine, data / f"dbt-{engine}")
         return project
 
     return make

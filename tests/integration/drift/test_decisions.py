@@ -16,6 +16,7 @@ from barecount_assets import drift_decisions
 from resources.governance import declarations, drift_register
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.trust import ledger
+from tests.conftest import barecount
 from tests.integration.drift.conftest import (
     DRIFTED,
     FIRST,
@@ -260,16 +261,12 @@ def test_a_raw_table_is_rebuilt_from_objects_of_either_type(new_site: Callable[.
 
 
 def test_the_command_lists_shows_and_decides(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    from typer.testing import CliRunner
-
-    from barecount_assets.cli.main import app
-
     for name, value in {"PROJECT_DIR": site.settings.project_dir, "DATA_DIR": site.settings.data_dir,
                         "DATABASE_URL": site.database.admin_url}.items():
         monkeypatch.setenv(f"BARECOUNT_{name}", str(value))
 
     def drift(*arguments: str, code: int = 0) -> str:
-        result = CliRunner().invoke(app, ["drift", *arguments])
+        result = barecount("drift", *arguments)
         assert result.exit_code == code, result.output
         return result.output
 

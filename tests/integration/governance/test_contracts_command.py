@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from barecount_assets.cli.main import app
 from resources.runtime.database import Database
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, barecount
 
 RAW = "contracts/datasets/order_to_cash/invoices/raw.yaml"
 Command = Callable[..., tuple[int, str]]
@@ -36,7 +34,7 @@ def contracts(project: Path, database: Database, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str) -> tuple[int, str]:
-        result = CliRunner().invoke(app, ["contracts", *arguments])
+        result = barecount("contracts", *arguments)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result.exit_code, result.output
 

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from barecount_assets import exports
-from barecount_assets.cli.main import app
 from barecount_assets.stages import execute, obligations
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import approvals, lineage_store
@@ -23,6 +21,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings
 from resources.storage.quarantine_store import Selection
 from resources.trust import ledger
+from tests.conftest import barecount
 
 HEADER = ("InvoiceID;CustomerID;CustomerName;BusinessUnit;InvoiceDate;DueDate;Currency;NetAmount;TaxAmount;GrossAmount;"
           "LastModified")
@@ -36,7 +35,7 @@ def command(monkeypatch: pytest.MonkeyPatch, environment: StageEnvironment, *arg
     for name, value in (("PROJECT_DIR", settings.project_dir), ("DATA_DIR", settings.data_dir),
                         ("DATABASE_URL", environment.database.admin_url)):
         monkeypatch.setenv(f"BARECOUNT_{name}", str(value))
-    result = CliRunner().invoke(app, arguments)
+    result = barecount(*arguments)
     assert result.exit_code == 0, result.output
     return result.output
 

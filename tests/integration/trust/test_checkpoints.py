@@ -11,14 +11,13 @@ import boto3
 import psycopg
 import pytest
 from moto import mock_aws
-from typer.testing import CliRunner
 
-from barecount_assets.cli.main import app
 from resources.runtime.database import fetch
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.trust import anchors, checkpoints
 from resources.trust.signing import KeyStore
 from resources.trust.verify import Checkpoint, Key, Note, verify_proof
+from tests.conftest import barecount
 from tests.integration.trust.conftest import CHANGES, Bodies, Log, edit, truncate
 
 # --- Signing -------------------------------------------------------------------------------------------------------
@@ -454,7 +453,7 @@ def cli(signed: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str]:
-        result = CliRunner().invoke(app, ["evidence", *arguments])
+        result = barecount("evidence", *arguments)
         return result.exit_code, result.output
 
     return run

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import barecount
+
 PROJECT = Path(__file__).resolve().parents[3]
 DOCKERFILE = (PROJECT / "deploy/Dockerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((PROJECT / "deploy/compose.yaml").read_text(encoding="utf-8"))
@@ -52,13 +54,9 @@ def test_the_image_installs_with_hashes_and_runs_as_nobody_special() -> None:
         {tuple(service["command"]) for service in OURS.values()}
         | {tuple(service["healthcheck"]["test"][1:]) for service in OURS.values() if "healthcheck" in service})])
 def test_commands_of_containers_are_verbs_of_the_command_line(command: str) -> None:
-    from typer.testing import CliRunner
-
-    from barecount_assets.cli.main import app
-
     program, *verbs = shlex.split(command)
     assert program == "barecount"
-    assert CliRunner().invoke(app, [*verbs, "--help"]).exit_code == 0
+    assert barecount(*verbs, "--help").exit_code == 0
 
 
 def test_services_wait_for_services_that_tell_whether_they_are_well() -> None:

@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from barecount_assets import keys
 from barecount_assets.approved_work import approved_work
-from barecount_assets.cli.main import app
 from barecount_assets.stages import execute, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import edited_records
@@ -28,7 +26,7 @@ from resources.runtime.settings import Settings
 from resources.storage import quarantine_store
 from resources.storage.quarantine_store import Selection
 from resources.trust import ledger
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, barecount
 
 TENANT, DATASET = "acme", "order_to_cash.invoices"
 HEADER = ("InvoiceDate;InvoiceID;CustomerID;CustomerName;BusinessUnit;DueDate;Currency;NetAmount;TaxAmount;GrossAmount;"
@@ -249,7 +247,7 @@ def edit(path: Path, changes: dict[str, str | None]) -> None:
 
 def asks_for_approval(*arguments: str) -> bool:
     """Whether a verb ends with that, and nothing else."""
-    refused = CliRunner().invoke(app, ["quarantine", *arguments, "--json"])
+    refused = barecount("quarantine", *arguments, "--json")
     return refused.exit_code == 1 and json.loads(refused.output)["error"]["code"] == "approval.required"
 
 
@@ -306,7 +304,7 @@ def test_the_verbs_tell_one_story(erp: Erp, tmp_path: Path, monkeypatch: pytest.
     erp.use(monkeypatch)
 
     def command(*arguments: str) -> str:
-        result = CliRunner().invoke(app, ["quarantine", *arguments])
+        result = barecount("quarantine", *arguments)
         assert result.exit_code == 0, (arguments, result.output, result.exception)
         return result.output
 
