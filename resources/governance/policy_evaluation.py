@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 
 from resources.governance import policy_conditions as conditions
 from resources.governance.decision_points import POINTS, Facts
-from resources.governance.policy_files import EFFECTS, Effect, Policy, Rule
+from resources.governance.policy_files import EFFECTS, Effect, Policy, Rule, Scope
 from resources.runtime.declared import canonical_hash
 
 
@@ -63,7 +63,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _CompiledRule:
+    """A rule, and the match that it is whenever it holds."""
+
     rule: Rule
+    match: Match
     condition: conditions.Condition | None
     broken: str = ""
 
@@ -71,6 +74,7 @@ class _CompiledRule:
 @dataclass(frozen=True)
 class _CompiledPolicy:
     policy: Policy
+    scope: Scope
     applied: AppliedPolicy
     rules: tuple[_CompiledRule, ...]
 
@@ -129,7 +133,8 @@ def _compiled(keys: tuple[_ByIdentity, ...]) -> PolicySet:
         if policy.active:
             applied = AppliedPolicy(policy.name, policy.version, policy.content_hash)
             by_point[policy.spec.point].append(
-                _CompiledPolicy(policy, applied, tuple(_compile(rule) for rule in policy.spec.rules)))
+                _CompiledPolicy(policy, policy.spec.scope, applied,
+                                tuple(_compile(policy, rule) for rule in policy.spec.rules)))
     inactive = tuple(policy for policy in policies if policy.spec.mandatory and not policy.active)
     named = {point: _named(point, found) for point, found in by_point.items()}
     return PolicySet(policies, {point: tuple(found) for point, found in by_point.items()}, named, inactive)
@@ -141,11 +146,12 @@ def _named(point: str, policies: Iterable[_CompiledPolicy]) -> tuple[str, ...]:
     return tuple(field.name for field in POINTS[point].fields() if field.name in names)
 
 
-def _compile(rule: Rule) -> _CompiledRule:
+def _compile(policy: Policy, rule: Rule) -> _CompiledRule:
+    match = Match(policy.name, policy.version, rule.id, rule.effect, rule.message)
     try:
-        return _CompiledRule(rule, conditions.compile_condition(rule.condition))
+        return _CompiledRule(rule, match, conditions.compile_condition(rule.condition))
     except conditions.ConditionError as error:
-        return _CompiledRule(rule, None, str(error))
+        return _CompiledRule(rule, match, None, str(error))
 
 
 def evaluate(policies: PolicySet, facts: Facts, missing: Iterable[str] = ()) -> Verdict:
@@ -155,13 +161,14 @@ def evaluate(policies: PolicySet, facts: Facts, missing: Iterable[str] = ()) -> 
         missing: names of mandatory policies that must answer these facts and are not among `policies`.
     """
     matched: list[Match] = []
-    absent = (*(policy.name for policy in policies.mandatory_inactive if concerns(policy, facts)), *missing)
+    absent = tuple(missing)
+    if policies.mandatory_inactive:
+        absent = (*(policy.name for policy in policies.mandatory_inactive if concerns(policy, facts)), *absent)
     problems = [Problem(name, "", f"mandatory policy {name} is missing or not active") for name in absent]
-    asked = [item for item in policies.by_point[facts.point] if item.policy.spec.scope.covers(facts)]
+    asked = [item for item in policies.by_point[facts.point] if item.scope.covers(facts)]
     if asked:
         _ask(asked, facts, policies.named[facts.point], matched, problems)
-    strictest = max((EFFECTS.index(match.effect) for match in matched), default=0)
-    effect = "deny" if problems else EFFECTS[strictest]
+    effect = "deny" if problems else max((match.effect for match in matched), key=EFFECTS.index, default=EFFECTS[0])
     return Verdict(effect, tuple(matched), tuple(problems), tuple(item.applied for item in asked), absent)
 
 
@@ -179,13 +186,11 @@ def _ask(
         problems += [Problem(item.policy.name, item.rules[0].rule.id, str(error)) for item in asked]
         return
     for item in asked:
-        policy = item.policy
         for compiled in item.rules:
-            rule = compiled.rule
             try:
                 if compiled.condition is None:
                     raise conditions.ConditionError(compiled.broken)
                 if compiled.condition.holds(values):
-                    matched.append(Match(policy.name, policy.version, rule.id, rule.effect, rule.message))
+                    matched.append(compiled.match)
             except conditions.ConditionError as error:
-                problems.append(Problem(policy.name, rule.id, str(error)))
+                problems.append(Problem(compiled.match.policy, compiled.match.rule, str(error)))
