@@ -8,8 +8,6 @@ import datetime as dt
 import functools
 import hashlib
 import json
-import multiprocessing
-import os
 import re
 import shutil
 import signal
@@ -19,12 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 from psycopg import sql
 
 from barecount_assets import sample
@@ -34,23 +30,13 @@ from resources.runtime.database import Database, fetch, fetch_dicts
 from resources.runtime.settings import Settings
 from resources.storage import content
 from resources.trust import ledger
+from tests.fork_server import having_imported
 
 PROJECT = Path(__file__).resolve().parents[2]
 PIPELINE = "order_to_cash"
 TENANT = "acme"
 KPIS = ("revenue", "dso", "overdue_ratio")
 PATIENCE = 120.0  # seconds after which a child that says nothing is a failure of its own
-_CONTEXT = multiprocessing.get_context("forkserver")
-
-
-@functools.cache
-def _warm_up() -> None:
-    """Start the fork server with everything heavy imported; a child then starts in milliseconds."""
-    _CONTEXT.set_forkserver_preload(["tests.lifecycle.child"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(PROJECT), prepend=os.pathsep)
-        patch.setenv("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # who is killed cleans nothing up
-        forkserver.ensure_running()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -193,11 +179,11 @@ class Child:
     """A forked process at work, and all it said: its steps in order, with the times (s) they were heard at."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any, stop: Stop | None = None) -> None:
-        _warm_up()
-        self._pipe, theirs = _CONTEXT.Pipe()
+        processes = having_imported("tests.lifecycle.child")
+        self._pipe, theirs = processes.Pipe()
         self.steps: list[tuple[float, Step]] = []
         self.ended: Ended | None = None
-        self._process = _CONTEXT.Process(target=target, args=(theirs, stop, *arguments), daemon=True)  # ends with us
+        self._process = processes.Process(target=target, args=(theirs, stop, *arguments), daemon=True)  # ends with us
         self._process.start()
         theirs.close()
         self.pid = self._process.pid

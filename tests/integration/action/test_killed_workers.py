@@ -13,6 +13,7 @@ import pytest
 
 from resources.runtime.database import fetch
 from resources.trust import ledger
+from tests.fork_server import having_imported
 from tests.integration.action.conftest import Desk
 from tests.integration.action.receivers import JiraServer, Received, Reply, serving
 from tests.integration.action.worker_process import work
@@ -24,8 +25,7 @@ LEASE = 1.5  # seconds; a request takes milliseconds
 @pytest.mark.crash
 def test_thirty_killed_workers_lose_nothing_and_repeat_nothing(desk: Desk, tmp_path: Path) -> None:
     dice = random.Random(20260302)
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.integration.action.worker_process"])
+    processes = having_imported("tests.integration.action.worker_process")
     effects: Counter[str] = Counter()
 
     def deduplicates(request: Received) -> Reply:
