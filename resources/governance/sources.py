@@ -1,7 +1,7 @@
 """What a manifest may say about a source: files, a REST API, a SQL database.
 
-Secrets appear as references, `${env:NAME}`, and are looked up when the source is read; a manifest that holds
-a value instead is refused. Templates name what changes from run to run in single braces.
+Secrets appear as references, `${secret://name#field}` or `${env:NAME}`, and are looked up when the source is read; a
+manifest that holds a value instead is refused. Templates name what changes from run to run in single braces.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ PATH_PLACEHOLDERS = ("data_dir", "project_dir", "tenant")
 REST_PLACEHOLDERS = ("date", "next_date", "cursor", "until")
 """Placeholders of a REST source's URL and parameters."""
 
-_REFERENCE = re.compile(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}")
+REFERENCE = re.compile(
+    r"\$\{(?:env:(?P<variable>[A-Za-z_][A-Za-z0-9_]*)"
+    r"|(?P<secret>secret://[a-z][a-z0-9_-]{0,62}(?:#[a-z][a-z0-9_]{0,62})?))\}")
+"""A secret of the tenant (see `resources/trust/secrets.py`), or a variable of the process that reads the source."""
+
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_REFERENCE_FORM = "${env:NAME}"
+_REFERENCE_FORM = "${secret://name#field} or ${env:NAME}"
 
 
 def placeholders(template: str) -> list[str]:
@@ -34,22 +38,22 @@ def placeholders(template: str) -> list[str]:
 
 
 def _well_formed(text: str) -> str:
-    if "${" in _REFERENCE.sub("", text):
+    if "${" in REFERENCE.sub("", text):
         raise refusal("not a reference", found="${ that opens none", allowed=_REFERENCE_FORM)
     return text
 
 
 def _secret(text: str) -> str:
-    if _REFERENCE.search(_well_formed(text)) is None:
+    if REFERENCE.search(_well_formed(text)) is None:
         raise refusal("a secret's value in a manifest", found="a value", allowed=f"a reference: {_REFERENCE_FORM}")
     return text
 
 
 Secret = Annotated[str, AfterValidator(_secret)]
-"""Holds at least one `${env:NAME}`."""
+"""Holds at least one reference."""
 
 Referring = Annotated[str, AfterValidator(_well_formed)]
-"""May hold `${env:NAME}`."""
+"""May hold references."""
 
 
 class Source(Declared):
@@ -358,9 +362,9 @@ class SqlSource(Source):
     @classmethod
     def _holds_no_password(cls, dsn: str) -> str:
         _well_formed(dsn)
-        if _REFERENCE.fullmatch(dsn):
+        if REFERENCE.fullmatch(dsn):
             return dsn
-        parts = _url_parts(_REFERENCE.sub("reference", dsn))
+        parts = _url_parts(REFERENCE.sub("reference", dsn))
         if not parts.scheme or "://" not in dsn:
             raise refusal("not a database URL", found="something else", allowed=f"dialect://..., or {_REFERENCE_FORM}")
         if parts.password not in (None, "reference"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings
 
 if TYPE_CHECKING:
+    from barecount_assets.stages.environment import StageEnvironment
+    from barecount_assets.stages.ingestion.connectors.references import Lookup
     from resources.governance.contracts import Contract
     from resources.governance.manifests import Pipeline
     from resources.governance.sources import AnySource, FileSource
@@ -86,17 +89,34 @@ def resolve_path(manifest: Pipeline, source: FileSource, spec: StageSpec, settin
     return os.path.normpath(base / path)
 
 
-def connector_for(manifest: Pipeline, source: AnySource, spec: StageSpec, settings: Settings) -> Connector:
+def connector_for(
+    manifest: Pipeline, source: AnySource, spec: StageSpec, environment: StageEnvironment
+) -> Connector:
     """The connector of a source. Connectors are imported when used: each brings its own libraries."""
     if source.connector == "files":
         from barecount_assets.stages.ingestion.connectors.files import FilesConnector, file_format
 
-        path = resolve_path(manifest, source, spec, settings)
+        path = resolve_path(manifest, source, spec, environment.settings)
         return FilesConnector(path, source.file_name, file_format(source.format.model_dump()))
+    lookup = _lookup(source, spec, environment)
     if source.connector == "rest":
         from barecount_assets.stages.ingestion.connectors.rest import RestConnector
 
-        return RestConnector(source)
+        return RestConnector(source, lookup=lookup)
     from barecount_assets.stages.ingestion.connectors.sql import SqlConnector
 
-    return SqlConnector(source)
+    return SqlConnector(source, lookup=lookup)
+
+
+def _lookup(source: AnySource, spec: StageSpec, environment: StageEnvironment) -> Lookup:
+    """The tenant's secrets, each read once, when it is first needed."""
+    from barecount_assets.stages.ingestion.connectors.references import Lookup
+
+    @functools.cache
+    def secret(reference: str) -> str:
+        from resources.trust.secrets import Secrets
+
+        secrets = Secrets.of(environment.settings.data_dir, environment.database)
+        return secrets.read(spec.tenant_id, reference, purpose=f"source {source.name} of {spec.pipeline}").value
+
+    return Lookup(secret=secret)

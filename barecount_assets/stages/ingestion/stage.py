@@ -69,7 +69,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     raw = environment.declarations.contract(source.dataset, "raw")
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
         spec = _with_remembered_paths(connection, spec)
-        connector = sources.connector_for(manifest, source, spec, environment.settings)
+        connector = sources.connector_for(manifest, source, spec, environment)
         units = connector.discover(window, _cursor(connection, spec))
         token = run_token(
             stage=Stage.INGESTION,

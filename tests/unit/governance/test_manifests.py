@@ -43,7 +43,7 @@ spec:
       url: https://rates.example.com/v1/{date}
       params: {base: EUR}
       headers: {X-Client: "${env:CLIENT}"}
-      auth: {type: bearer, token: "${env:RATES_TOKEN}"}
+      auth: {type: bearer, token: "${secret://rates#token}"}
       records: data.rates
       pagination: {type: page, size_param: limit, size: 100}
     - name: ledger
@@ -141,7 +141,7 @@ REST = "https://rates.example.com/v1/{date}"
         ("{base: EUR}", "{since: '{cursor}'}", "spec.sources[2].url", "both dated and incremental"),
         (REST, "https://rates.example.com/{cursor}", "spec.sources[2].incremental", "need each other"),
         ("{base: EUR}", "{base: '{currency}'}", "spec.sources[2].params.base", "unknown placeholder"),
-        ("${env:RATES_TOKEN}", "s3cr3t", "spec.sources[2].auth.token", "a secret's value"),
+        ("${secret://rates#token}", "s3cr3t", "spec.sources[2].auth.token", "a secret's value"),
         ("${env:CLIENT}", "${CLIENT}", "spec.sources[2].headers.X-Client", "not a reference"),
         ("size_param: limit, ", "", "spec.sources[2].pagination.size", "without size_param"),
         ("${env:LEDGER_PASSWORD}", "s3cr3t", "spec.sources[3].dsn", "holds a password"),

@@ -17,7 +17,6 @@ import base64
 import datetime as dt
 import hashlib
 import json
-import os
 import random
 import re
 import time
@@ -32,7 +31,7 @@ from urllib.parse import quote
 import httpx
 
 from barecount_assets.stages.ingestion.connectors.jsonl import JsonlFormat
-from barecount_assets.stages.ingestion.connectors.references import References
+from barecount_assets.stages.ingestion.connectors.references import Lookup, References
 from barecount_assets.stages.ingestion.records import (
     ExtractorSchema,
     ObservedSchema,
@@ -103,7 +102,7 @@ class RestConnector:
 
     Args:
         source: what to fetch, as declared.
-        environment: where references are looked up.
+        lookup: where references are looked up.
         sleep: waits the given seconds between attempts.
         now: the current instant, with zone.
         jitter: a number from 0 to 1 that scales each wait (full jitter): clients do not return in step.
@@ -113,13 +112,13 @@ class RestConnector:
         self,
         source: RestSource,
         *,
-        environment: Mapping[str, str] = os.environ,
+        lookup: Lookup = Lookup(),  # noqa: B008  # has no state
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._source = source
-        self._environment = environment
+        self._lookup = lookup
         self._sleep = sleep
         self._now = now
         self._jitter = jitter
@@ -185,7 +184,7 @@ class RestConnector:
             placeholders = {"cursor": unit.options["after"], "until": unit.cursor}
         else:
             placeholders = {}
-        references = References(self._environment)
+        references = References(self._lookup)
         walk = _Walk(source.pagination, self._first_url(placeholders))
         with httpx.Client(headers=self._headers(references), timeout=source.timeout_seconds) as client:
             for number in range(1, source.max_pages + 1):

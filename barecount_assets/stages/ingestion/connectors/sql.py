@@ -17,7 +17,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 from psycopg import sql
 
-from barecount_assets.stages.ingestion.connectors.references import References
+from barecount_assets.stages.ingestion.connectors.references import Lookup, References
 from barecount_assets.stages.ingestion.parsing import (
     Column,
     assemble,
@@ -115,12 +114,12 @@ class SqlConnector:
 
     Args:
         source: what to read, as declared.
-        environment: where references are looked up.
+        lookup: where references are looked up.
     """
 
-    def __init__(self, source: SqlSource, *, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, source: SqlSource, *, lookup: Lookup = Lookup()) -> None:  # noqa: B008  # has no state
         self._source = source
-        self._environment = environment
+        self._lookup = lookup
 
     def discover(self, window: Window, cursor: str | None) -> list[Unit]:
         """One unit: the whole source, or the slice after the cursor; none when no row is newer.
@@ -188,7 +187,7 @@ class SqlConnector:
     @contextmanager
     def _open(self) -> Iterator[tuple[_Database, str]]:
         """A transaction on a source that has the declared columns, and where that is, without secrets."""
-        references = References(self._environment)
+        references = References(self._lookup)
         url = _url(self._source.dsn, references)
         where = _describe(url)
         opened = _postgres if url.get_backend_name() == "postgresql" else _other
@@ -218,7 +217,7 @@ def _url(dsn: str, references: References) -> sa.URL:
         raise BareCountError(
             ErrorCode.DECLARATION_INVALID,
             "the source's dsn is not a database URL",
-            hint="write dialect://user:${env:PASSWORD}@host:port/database, or ${env:NAME} for all of it",
+            hint="write dialect://user:${secret://name#password}@host:port/database, or a reference for all of it",
         ) from None
     references.hide(str(url.password or ""))
     return url.set(drivername="postgresql") if backend in ("postgresql", "postgres") else url

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 import pytest
 
+from barecount_assets.stages.ingestion.connectors.references import Lookup
 from barecount_assets.stages.ingestion.connectors.rest import RestConnector
 from barecount_assets.stages.ingestion.records import ExtractorSchema, Field, Window
 from resources.governance.sources import RestSource
@@ -117,7 +118,7 @@ class Reader:
             RestSource.model_validate(
                 {"name": "orders", "dataset": "shop.orders", "connector": "rest", "url": url, **fields}
             ),
-            environment={"TOKEN": TOKEN} if environment is None else environment,
+            lookup=Lookup({"TOKEN": TOKEN} if environment is None else environment),
             sleep=self.waits.append,
             now=lambda: now,
             jitter=lambda: 1.0,

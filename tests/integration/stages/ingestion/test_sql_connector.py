@@ -13,6 +13,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from barecount_assets.stages.ingestion.connectors.references import Lookup
 from barecount_assets.stages.ingestion.connectors.sql import SqlConnector
 from barecount_assets.stages.ingestion.records import ExtractorSchema, Field, Window
 from resources.governance.sources import SqlSource
@@ -93,7 +94,7 @@ def literal(value):
 
 def connector(dsn, **fields):
     declared = {"name": "orders", "dataset": "shop.orders", "connector": "sql", "dsn": "${env:DSN}", **fields}
-    return SqlConnector(SqlSource.model_validate(declared), environment={"DSN": dsn})
+    return SqlConnector(SqlSource.model_validate(declared), lookup=Lookup({"DSN": dsn}))
 
 
 def read(source, cursor=None, schema=SCHEMA):

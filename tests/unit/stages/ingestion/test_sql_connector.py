@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from barecount_assets.stages.ingestion.connectors import sql
-from barecount_assets.stages.ingestion.connectors.references import References
+from barecount_assets.stages.ingestion.connectors.references import Lookup, References
 from barecount_assets.stages.ingestion.records import ExtractorSchema, Field
 from resources.runtime.errors import BareCountError, ErrorCode
 
@@ -16,9 +16,9 @@ from resources.runtime.errors import BareCountError, ErrorCode
 class TestDsn:
     def test_a_value_within_a_dsn_is_encoded_and_a_whole_dsn_is_taken_as_it_is(self):
         environment = {"PW": "p@ss/w:rd", "DSN": "postgresql+psycopg://u:p%40ss@db:5433/erp"}
-        url = sql._url("postgresql://u:${env:PW}@db/erp", References(environment))
+        url = sql._url("postgresql://u:${env:PW}@db/erp", References(Lookup(environment)))
         assert (url.password, url.host, url.database) == ("p@ss/w:rd", "db", "erp")
-        url = sql._url("${env:DSN}", References(environment))
+        url = sql._url("${env:DSN}", References(Lookup(environment)))
         assert (url.drivername, url.password, url.port) == ("postgresql", "p@ss", 5433)
         assert sql._describe(url) == "postgresql://db:5433/erp"
 
@@ -27,12 +27,22 @@ class TestDsn:
     )
     def test_what_is_no_url_is_refused_without_being_shown(self, dsn):
         with pytest.raises(BareCountError) as refused:
-            sql._url(dsn, References({}))
+            sql._url(dsn, References(Lookup({})))
         assert refused.value.code is ErrorCode.DECLARATION_INVALID
         assert "hunter2" not in str(refused.value)
 
+    def test_a_secret_is_looked_up_by_its_reference_and_encoded_like_a_variable(self):
+        references = References(Lookup({}, {"secret://erp#password": "p@ss/w:rd"}.__getitem__))
+        assert sql._url("postgresql://u:${secret://erp#password}@db/erp", references).password == "p@ss/w:rd"
+        assert references.redact("p@ss/w:rd") == "***"
+
+    def test_where_nothing_keeps_secrets_a_reference_is_refused(self):
+        with pytest.raises(BareCountError) as refused:
+            sql._url("${secret://erp#dsn}", References(Lookup({})))
+        assert refused.value.code is ErrorCode.SECRET_UNKNOWN
+
     def test_every_form_of_a_password_is_redacted(self):
-        references = References({"PW": "p@ss/w:rd"})
+        references = References(Lookup({"PW": "p@ss/w:rd"}))
         sql._url("mysql://u:${env:PW}@db/erp", references)
         assert references.redact("p@ss/w:rd p%40ss%2Fw%3Ard") == "*** ***"
 
