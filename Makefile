@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo dev test unit test-spark lint lint-contracts bench bench-engines lock image glue clean
+.PHONY: demo dev test unit test-spark lint lint-contracts terraform bench bench-engines lock image glue clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/barecount demo
@@ -37,6 +37,10 @@ $(LINT_VENV)/.installed: Makefile
 	$(PYTHON) -m venv $(LINT_VENV)
 	$(LINT_VENV)/bin/python -m pip install --quiet datacontract-cli==1.2.8
 	@touch $@
+
+# Plans every environment against an AWS that moto answers; PLUGINS is a folder with the provider, laid out as a mirror.
+terraform: $(VENV)/.installed-test
+	BARECOUNT_TERRAFORM_PLUGINS=$(abspath $(PLUGINS)) $(BIN)/python -m pytest tests/unit/deploy/test_terraform.py
 
 # A master and two workers on this machine; needs Java 17.
 test-spark: $(VENV)/.installed-spark

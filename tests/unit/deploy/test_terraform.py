@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 import hcl2
 import pytest
 import yaml
+from moto.server import ThreadedMotoServer
 
 from resources.runners.stage import Stage
 
@@ -259,3 +262,43 @@ def test_terraform_finds_its_own_format() -> None:
     answer = subprocess.run(["terraform", "fmt", "-check", "-recursive", str(ROOT)], capture_output=True, text=True,
                             check=False)
     assert answer.returncode == 0, answer.stdout
+
+
+PLUGINS = os.environ.get("BARECOUNT_TERRAFORM_PLUGINS")
+
+
+@pytest.mark.skipif(shutil.which("terraform") is None or not PLUGINS,
+                    reason="needs terraform, and the AWS provider in the folder BARECOUNT_TERRAFORM_PLUGINS: "
+                           "`make terraform PLUGINS=FOLDER`")
+@pytest.mark.parametrize("environment", [f"aws-{name}" for name in ENVIRONMENTS])
+def test_an_environment_is_valid_and_planned_from_nothing(environment: str, tmp_path: Path) -> None:
+    for part in ("deploy", "contracts"):
+        shutil.copytree(PROJECT / part, tmp_path / part)
+    folder = tmp_path / "deploy" / "terraform"
+    (folder / "backend_override.tf").write_text('terraform {\n  backend "local" {}\n}\n')
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {**os.environ, "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "none",
+                 "AWS_SECRET_ACCESS_KEY": "none", "TF_VAR_account_id": "123456789012", "TF_VAR_owner": "owner",
+                 "TF_VAR_image": "repository@sha256:" + 64 * "0", "TF_IN_AUTOMATION": "true"}
+
+    def terraform(*words: str) -> str:
+        done = subprocess.run(["terraform", *words], cwd=folder, env=variables, capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 0, f"{words[0]}: {done.stderr[-3000:]}"
+        return done.stdout
+
+    try:
+        terraform("init", "-input=false", f"-plugin-dir={PLUGINS}")
+        terraform("validate")
+        terraform("plan", "-input=false", f"-var-file={environment}.tfvars", "-out=plan")
+        planned = json.loads(terraform("show", "-json", "plan"))
+    finally:
+        server.stop()
+    changes = [change for change in planned["resource_changes"] if change["mode"] == "managed"]
+    assert {tuple(change["change"]["actions"]) for change in changes} == {("create",)}
+    roles = {change["change"]["after"]["name"] for change in changes if change["type"] == "aws_iam_role"}
+    name = planned["planned_values"]["outputs"]["cluster"]["value"]
+    assert {f"{name}-{backend}-{stage.replace('_', '-')}" for backend in ("lambda", "fargate", "glue", "ec2")
+            for stage in map(str, Stage)} <= roles

@@ -1,8 +1,8 @@
 # RDS PostgreSQL. Its password is made here and kept in Secrets Manager as part of a URL; neither plan nor state holds it.
 
-ephemeral "random_password" "platform" {
-  length  = 40
-  special = false # it becomes part of a URL
+ephemeral "aws_secretsmanager_random_password" "platform" {
+  password_length     = 40
+  exclude_punctuation = true # it becomes part of a URL
 }
 
 resource "aws_db_subnet_group" "platform" {
@@ -68,7 +68,7 @@ resource "aws_db_instance" "platform" {
 
   db_name             = "barecount"
   username            = "barecount"
-  password_wo         = ephemeral.random_password.platform.result
+  password_wo         = ephemeral.aws_secretsmanager_random_password.platform.random_password
   password_wo_version = var.password_version
 
   storage_type          = "gp3"
@@ -106,7 +106,7 @@ resource "aws_secretsmanager_secret_version" "database_url" {
   secret_id = var.secret_id
   secret_string_wo = format(
     "postgresql://%s:%s@%s/%s?sslmode=require",
-    aws_db_instance.platform.username, ephemeral.random_password.platform.result, aws_db_instance.platform.endpoint,
+    aws_db_instance.platform.username, ephemeral.aws_secretsmanager_random_password.platform.random_password, aws_db_instance.platform.endpoint,
     aws_db_instance.platform.db_name,
   )
   secret_string_wo_version = var.password_version
