@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from resources.runtime.declared import Declared, DeclaredDocument, Email, Name, Text, refusal
+from resources.runtime.declared import SECRET_REFERENCE, Declared, DeclaredDocument, Email, Name, Text, refusal
 
 
 def _url(url: str) -> str:
@@ -22,9 +22,7 @@ def _url(url: str) -> str:
     return url
 
 
-SecretRef = Annotated[
-    str, StringConstraints(pattern=r"^secret://[a-z][a-z0-9_-]{0,62}(#[a-z][a-z0-9_]{0,62})?$")
-]
+SecretRef = Annotated[str, StringConstraints(pattern=f"^{SECRET_REFERENCE}$")]
 """`secret://name#field`; without a field, `value`."""
 
 Url = Annotated[str, AfterValidator(_url)]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from resources.runtime.declared import DatasetId, Declared, Name, Text, did_you_mean, listed, refusal
+from resources.runtime.declared import SECRET_REFERENCE, DatasetId, Declared, Name, Text, did_you_mean, listed, refusal
 
 PATH_PLACEHOLDERS = ("data_dir", "project_dir", "tenant")
 """Placeholders of a file source's path, besides `{sources.<name>}`, the path of another source."""
@@ -20,10 +20,8 @@ PATH_PLACEHOLDERS = ("data_dir", "project_dir", "tenant")
 REST_PLACEHOLDERS = ("date", "next_date", "cursor", "until")
 """Placeholders of a REST source's URL and parameters."""
 
-REFERENCE = re.compile(
-    r"\$\{(?:env:(?P<variable>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|(?P<secret>secret://[a-z][a-z0-9_-]{0,62}(?:#[a-z][a-z0-9_]{0,62})?))\}")
-"""A secret of the tenant (see `resources/trust/secrets.py`), or a variable of the process that reads the source."""
+REFERENCE = re.compile(rf"\$\{{(?:env:(?P<variable>[A-Za-z_][A-Za-z0-9_]*)|(?P<secret>{SECRET_REFERENCE}))\}}")
+"""A secret of the tenant, or a variable of the process that reads the source."""
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _REFERENCE_FORM = "${secret://name#field} or ${env:NAME}"

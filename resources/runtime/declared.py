@@ -104,6 +104,9 @@ def _cron(expression: str) -> str:
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
 """Name of a tenant, pipeline, source, dbt model or KPI."""
 
+SECRET_REFERENCE = r"secret://[a-z][a-z0-9_-]{0,62}(#[a-z][a-z0-9_]{0,62})?"
+"""Pattern of a reference to a field of a secret, see `resources/trust/secrets.py`."""
+
 DatasetId = Annotated[
     # 62 characters: the raw table is `<namespace>__<name>` and PostgreSQL cuts names after 63
     str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{1,39}\.[a-z][a-z0-9_]{1,39}$", max_length=62)

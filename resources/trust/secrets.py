@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from resources.runtime.database import Database
+from resources.runtime.declared import SECRET_REFERENCE
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.redaction import protect
 from resources.trust import ledger
 
 DEFAULT_FIELD = "value"
-_REFERENCE = re.compile(r"secret://(?P<name>[a-z][a-z0-9_-]{0,62})(?:#(?P<field>[a-z][a-z0-9_]{0,62}))?\Z")
 _KEPT_VERSIONS = 2
 
 
@@ -45,13 +45,13 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Raises BareCountError declaration.invalid for what is no reference."""
-        match = _REFERENCE.match(text)
-        if match is None:
+        if re.fullmatch(SECRET_REFERENCE, text) is None:
             raise BareCountError(  # what was found is not shown: it may be the value itself
                 ErrorCode.DECLARATION_INVALID, "not a reference to a secret, allowed: secret://name#field",
                 hint="keep the value with `barecount secrets set NAME`, and refer to it",
             )
-        return cls(match["name"], match["field"] or DEFAULT_FIELD)
+        name, _, field_name = text.removeprefix("secret://").partition("#")
+        return cls(name, field_name or DEFAULT_FIELD)
 
     def __str__(self) -> str:
         return f"secret://{self.name}#{self.field}"

@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measured(contender: str, server: Server, url: str, inputs: data.Inputs, work: Path) -> Outcome:
     manifest = work / "project" / "contracts" / "pipelines" / "tpch.yaml"
-    engine = CONTENDERS[contender][0] if contender != RAW else WAREHOUSE
+    engine, _ = CONTENDERS.get(contender, (WAREHOUSE, 0))
     manifest.write_text(re.sub("engine: [a-z]+", f"engine: {engine}", manifest.read_text()))
     postmaster = psutil.Process(server.postmaster)
     task = {"contender": contender, "url": url, "work": str(work), "lineitem": inputs.lineitem}
@@ -122,7 +122,8 @@ def _measured(contender: str, server: Server, url: str, inputs: data.Inputs, wor
 def _work(task: dict[str, str]) -> Outcome:
     """The stages of one contender, in this process."""
     with ExitStack() as stack:
-        if task["contender"] != RAW and (workers := CONTENDERS[task["contender"]][1]):
+        _, workers = CONTENDERS.get(task["contender"], (WAREHOUSE, 0))
+        if workers:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=task["work"])))
             os.environ["SPARK_CONF_DIR"] = str(
                 stack.enter_context(cluster(folder, workers=workers, memory_mb=SPARK_MEMORY_MB)))

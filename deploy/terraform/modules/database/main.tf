@@ -106,8 +106,8 @@ resource "aws_secretsmanager_secret_version" "database_url" {
   secret_id = var.secret_id
   secret_string_wo = format(
     "postgresql://%s:%s@%s/%s?sslmode=require",
-    aws_db_instance.platform.username, ephemeral.aws_secretsmanager_random_password.platform.random_password, aws_db_instance.platform.endpoint,
-    aws_db_instance.platform.db_name,
+    aws_db_instance.platform.username, ephemeral.aws_secretsmanager_random_password.platform.random_password,
+    aws_db_instance.platform.endpoint, aws_db_instance.platform.db_name,
   )
   secret_string_wo_version = var.password_version
 }
