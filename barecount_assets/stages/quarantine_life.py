@@ -52,7 +52,7 @@ class Decision:
 
 
 def record(connection: Any, decision: Decision) -> int:
-    """Put a decision on record in the caller's transaction (psycopg or ADBC); returns its number."""
+    """Put a decision on record in the caller's transaction; returns its number."""
     payload = {"pipeline": decision.pipeline, "dataset": decision.dataset, "records": decision.records,
                "by": decision.decided_by, "reason": decision.reason, **decision.facts}
     kind = f"quarantine.{decision.kind}"

@@ -103,7 +103,7 @@ def record(
     connection: Any, batch: Mapping[str, Any], observed: ObservedSchema, changes: Sequence[Change],
     extraction: Contract, raw: Contract,
 ) -> int:
-    """Put a landing batch's drift on record in its transaction (psycopg or ADBC); the batch waits. Returns its number.
+    """Put a landing batch's drift on record in its transaction; the batch waits. Returns its number.
 
     A batch that shows what is on record already joins it. The batch's own evidence is in the ledger already, whose head
     is locked since: two batches of one drift come one after the other.
@@ -226,7 +226,7 @@ def held_days(connection: psycopg.Connection, tenant_id: str, pipeline: str) -> 
 def release(
     connection: Any, batch: WaitingBatch, outcome: Outcome, facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Let a waiting batch go on, in the caller's transaction (psycopg or ADBC)."""
+    """Let a waiting batch go on, in the caller's transaction."""
     drift = batch.drift
     subject = f"{drift.dataset}/{batch.source_id}"
     payload = {
@@ -241,7 +241,7 @@ def release(
 
 
 def settle(connection: Any, drift: Drift, why: str) -> None:
-    """Close an open drift none of whose batches waits any more, in the caller's transaction (psycopg or ADBC)."""
+    """Close an open drift none of whose batches waits any more, in the caller's transaction."""
     closed = fetch(
         connection,
         "update platform.drift d set status = 'settled' where drift_id = $1 and status = 'open' and not exists ("

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 from resources.runtime.settings import SOFTWARE_VERSION, stage_code_version
 
-_DRIVERS = ("adbc-driver-postgresql", "dagster", "dbt-core", "dbt-postgres", "psycopg", "pyarrow")
+_DRIVERS = ("adbc-driver-postgresql", "dagster", "dbt-core", "dbt-postgres", "pgpq", "psycopg", "pyarrow")
 _current: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("barecount_runner", default={})  # noqa: B039
 
 

@@ -1,9 +1,9 @@
 """Connections to the platform's PostgreSQL, and nothing else.
 
-Three kinds, all made from one URL: `connect` (psycopg, for statements), `connect_arrow` (ADBC, for columns in
-and out by binary COPY) and `analyst_url` (for people, as the analyst role of one tenant). Platform connections run
-as the role `barecount_platform`; only migrations use the URL's own user. Statements use PostgreSQL's `$1`
-placeholders everywhere, so that both drivers share them.
+Three kinds, all made from one URL: `connect` (psycopg, for statements and, see `arrow_copy`, for columns in),
+`connect_arrow` (ADBC, for columns out by binary COPY) and `analyst_url` (for people, as the analyst role of one
+tenant). Platform connections run as the role `barecount_platform`; only migrations use the URL's own user. Statements
+use PostgreSQL's `$1` placeholders everywhere, so that both drivers share them.
 """
 
 from __future__ import annotations
@@ -124,15 +124,15 @@ class Database:
             return _with_user(self.admin_url, role, password)
 
 
-def fetch(connection: Any, statement: str, parameters: Sequence[Any] = ()) -> list[tuple]:
-    """Run one statement with `$1` placeholders on a psycopg or an ADBC connection and return its rows."""
+def fetch(connection: psycopg.Connection, statement: str, parameters: Sequence[Any] = ()) -> list[tuple]:
+    """Run one statement with `$1` placeholders and return its rows."""
     with connection.cursor() as cursor:
         cursor.execute(statement, tuple(parameters) or None)
         return cursor.fetchall() if cursor.description else []
 
 
 def fetch_dicts(connection: psycopg.Connection, statement: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Like `fetch`, as one dict per row; psycopg only."""
+    """Like `fetch`, as one dict per row."""
     with connection.cursor() as cursor:
         cursor.execute(statement, tuple(parameters) or None)
         names = [column.name for column in cursor.description or ()]
@@ -140,7 +140,7 @@ def fetch_dicts(connection: psycopg.Connection, statement: str, parameters: Sequ
 
 
 def as_json(value: Any) -> str:
-    """JSON text for a `$n::text::jsonb` parameter: ADBC binds no NULLs of unknown type and no arrays."""
+    """JSON text for a `$n::text::jsonb` parameter."""
     return json.dumps(value, ensure_ascii=False, default=str)
 
 

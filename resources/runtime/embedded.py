@@ -1,8 +1,9 @@
 """The embedded PostgreSQL server: one per data folder, started once, shared by every command.
 
 A real PostgreSQL from a wheel, on a unix socket only. Its settings are chosen for loading on a laptop: no
-replication, hence `wal_level=minimal`; a large WAL; memory that leaves room for the run itself. `fsync` and
-`synchronous_commit` keep their safe defaults: sessions that load what can be loaded again turn the second off.
+replication, hence `wal_level=minimal`; a large WAL whose files are not written twice; memory that leaves room for the
+run itself. `fsync` and `synchronous_commit` keep their safe defaults: transactions that load what can be loaded again
+turn the second off.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _SETTINGS = """\
 wal_level = minimal
 max_wal_senders = 0
 max_wal_size = 4GB
+wal_init_zero = off
 checkpoint_timeout = 15min
 shared_buffers = 512MB
 work_mem = 128MB

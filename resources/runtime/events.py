@@ -109,7 +109,7 @@ class Watermark:
 
 
 def append(connection: Any, *events: Event) -> None:
-    """Append in the caller's transaction (psycopg or ADBC).
+    """Append in the caller's transaction.
 
     Raises a unique violation for an occurrence that is on record already: a state changes once.
     """

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
+import psycopg
 import pyarrow as pa
 from psycopg import sql
 
@@ -20,9 +20,10 @@ SUFFIX = "__computed"
 
 
 def replace(
-    arrow: Any, schema: str, model: str, columns: Sequence[tuple[str, str]], rows: pa.RecordBatchReader
+    connection: psycopg.Connection, schema: str, model: str, columns: Sequence[tuple[str, str]],
+    rows: pa.RecordBatchReader,
 ) -> None:
-    """Load the rows of a model; commits.
+    """Load the rows of a model.
 
     Args:
         columns: (name, declared PostgreSQL type). A plain `numeric` gets the precision and scale of the rows: its
@@ -31,32 +32,26 @@ def replace(
     definitions = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(_exact(kind, rows.schema.field(name).type)))
         for name, kind in columns)
-    try:
-        _drop(arrow, schema, model)
-        fetch(arrow, sql.SQL("create unlogged table {} ({})").format(
+    with connection.transaction():
+        _drop(connection, schema, model)
+        fetch(connection, sql.SQL("create unlogged table {} ({})").format(
             sql.Identifier(schema, model + SUFFIX), definitions).as_string(None))
-        with arrow.cursor() as cursor:
-            arrow_copy.append(cursor, schema, model + SUFFIX, rows.schema, rows)
-        arrow.commit()
-    except BaseException:
-        arrow.rollback()
-        raise
+        arrow_copy.append(connection, schema, model + SUFFIX, rows.schema, rows)
 
 
 @contextmanager
-def forgotten(arrow: Any, models: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Drop the rows of some models, (schema, model), when the block ends, however it ends; commits."""
+def forgotten(connection: psycopg.Connection, models: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Drop the rows of some models, (schema, model), when the block ends, however it ends."""
     try:
         yield
     finally:
         with suppress(Exception):  # a lost server is told by what lost it, and what is left is replaced
             for schema, model in models:
-                _drop(arrow, schema, model)
-            arrow.commit()
+                _drop(connection, schema, model)
 
 
-def _drop(arrow: Any, schema: str, model: str) -> None:
-    fetch(arrow, sql.SQL("drop table if exists {}").format(sql.Identifier(schema, model + SUFFIX)).as_string(None))
+def _drop(connection: psycopg.Connection, schema: str, model: str) -> None:
+    fetch(connection, sql.SQL("drop table if exists {}").format(sql.Identifier(schema, model + SUFFIX)).as_string(None))
 
 
 def _exact(kind: str, found: pa.DataType) -> str:

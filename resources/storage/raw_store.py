@@ -215,6 +215,8 @@ class ObjectWriter:
             self._path, self._schema, compression="zstd", use_dictionary=dictionaries,
             column_encoding=dict.fromkeys(deltas, "DELTA_BINARY_PACKED"), store_decimal_as_integer=True,
             write_page_checksum=True,
+            # Comparing texts for their least and greatest takes as long as compressing them; nothing looks for those.
+            write_statistics=[field.name for field in self._schema if not _is_text(field.type)],
         )
 
 
@@ -230,6 +232,10 @@ def _encodings(group: pa.Table) -> tuple[list[str], list[str]]:
         elif pa.types.is_integer(type_) or pa.types.is_temporal(type_) or _is_stored_as_integer(type_):
             deltas.append(field.name)
     return dictionaries, deltas
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_binary(type_)
 
 
 def _is_stored_as_integer(type_: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """Raw tables in PostgreSQL: what the raw store holds, loaded by binary COPY, and rebuildable from it.
 
-One table per dataset, `raw.<namespace>__<name>`: the contract's columns, then the stamps `_tenant_id`, `_batch_id`,
-`_row_number`, `_extra`. The batch number leads to everything else a row is stamped with (run, schema hash, contract
+One table per dataset, `raw.<namespace>__<name>`: the contract's columns between the stamps `_batch_id`, `_row_number`
+and `_tenant_id`, `_extra`. The batch number leads to everything else a row is stamped with (run, schema hash, contract
 version, source id) in `platform.raw_batch`; the view `raw.<namespace>__<name>__stamped` spells it out.
 """
 
@@ -19,8 +19,10 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import arrow_copy
 
 SCHEMA = "raw"
-STAMPS = (("_tenant_id", "text not null"), ("_batch_id", "bigint not null"), ("_row_number", "bigint not null"),
-           ("_extra", "text"))
+# The index on `_batch_id` is kept up row by row: it would read over every column before it.
+_FIRST_STAMPS = (("_batch_id", "bigint not null"), ("_row_number", "bigint not null"))
+_LAST_STAMPS = (("_tenant_id", "text not null"), ("_extra", "text"))
+STAMPS = (*_FIRST_STAMPS, *_LAST_STAMPS)
 
 
 def table_name(dataset: str) -> str:
@@ -48,7 +50,8 @@ def ensure(connection: psycopg.Connection, dataset: str, columns: Sequence[tuple
         existing = _columns_of(connection, name)
         if not existing:
             definitions = sql.SQL(", ").join(
-                sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind)) for column, kind in (*columns, *STAMPS)
+                sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind))
+                for column, kind in (*_FIRST_STAMPS, *columns, *_LAST_STAMPS)
             )
             _run(connection, sql.SQL("create table {} ({})").format(table, definitions))
             _run(connection, sql.SQL("create index on {} using brin (_batch_id)").format(table))
@@ -99,10 +102,10 @@ _CHANGE_TYPE = "alter table {table} alter column {column} type {type} using {col
 
 
 def append(
-    cursor: Any, dataset: str, tenant_id: str, batch_id: int, batches: Iterable[pa.RecordBatch],
+    connection: psycopg.Connection, dataset: str, tenant_id: str, batch_id: int, batches: Iterable[pa.RecordBatch],
     schema: pa.Schema,
 ) -> None:
-    """COPY the rows of one batch in, in the cursor's transaction. Memory is that of one record batch."""
+    """COPY the rows of one batch in, in the connection's transaction. Memory is that of one record batch."""
     constants = (pa.scalar(tenant_id), pa.scalar(batch_id))
     stamped = pa.schema([*schema, ("_tenant_id", pa.string()), ("_batch_id", pa.int64())])
 
@@ -111,10 +114,12 @@ def append(
             yield pa.RecordBatch.from_arrays(
                 [*batch.columns, *(pa.repeat(value, batch.num_rows) for value in constants)], schema=stamped)
 
-    arrow_copy.append(cursor, SCHEMA, table_name(dataset), stamped, with_stamps())
+    arrow_copy.append(connection, SCHEMA, table_name(dataset), stamped, with_stamps())
 
 
-def append_quarantine(cursor: Any, rejects: Iterable[pa.RecordBatch], constants: Mapping[str, Any]) -> None:
+def append_quarantine(
+    connection: psycopg.Connection, rejects: Iterable[pa.RecordBatch], constants: Mapping[str, Any]
+) -> None:
     """COPY refused records into `platform.quarantine`; `constants` are the columns all of them share."""
     rejects = iter(rejects)
     first = next(rejects)
@@ -128,7 +133,7 @@ def append_quarantine(cursor: Any, rejects: Iterable[pa.RecordBatch], constants:
             yield pa.RecordBatch.from_arrays([*batch.columns, *filled], schema=schema)
             batch = next(rejects, None)
 
-    arrow_copy.append(cursor, "platform", "quarantine", schema, with_constants())
+    arrow_copy.append(connection, "platform", "quarantine", schema, with_constants())
 
 
 def count_rows(connection: psycopg.Connection, dataset: str, batch_ids: Sequence[int]) -> int:

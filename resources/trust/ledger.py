@@ -101,7 +101,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def append(connection: Any, entry: Entry) -> int:
-    """Append in the caller's transaction (psycopg or ADBC) and return the entry's number."""
+    """Append in the caller's transaction and return the entry's number."""
     at = _now()
     rows = fetch(
         connection,

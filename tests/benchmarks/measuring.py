@@ -73,13 +73,16 @@ class Server:
 
 def server_cpu_seconds(postmaster: psutil.Process) -> float:
     """Processor time of all processes of a server so far, ended ones included."""
-    times = postmaster.cpu_times()
-    total = times.user + times.system + times.children_user + times.children_system
-    for child in postmaster.children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            own = child.cpu_times()
-            total += own.user + own.system
-    return total
+    while True:
+        before = postmaster.cpu_times()
+        total = before.user + before.system + before.children_user + before.children_system
+        for child in postmaster.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                own = child.cpu_times()
+                total += own.user + own.system
+        after = postmaster.cpu_times()
+        if (after.children_user, after.children_system) == (before.children_user, before.children_system):
+            return total  # else one ended meanwhile, and is missing
 
 
 def machine_cpu_seconds() -> float:

@@ -17,13 +17,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import adbc_driver_manager.dbapi
-import adbc_driver_postgresql.dbapi  # noqa: F401
 import dagster_postgres  # noqa: F401
 import dbt.adapters.postgres  # noqa: F401
 import dbt.cli.main  # noqa: F401
 import great_expectations  # noqa: F401
 import pandera.polars  # noqa: F401
+import pgpq  # noqa: F401
 import psycopg
 from dbt.adapters.sql.connections import SQLConnectionManager
 
@@ -105,9 +104,6 @@ class Steps:
         self._before(psycopg.Cursor, "execute", lambda _, query, *__: _text(query))
         self._before(psycopg.Cursor, "copy", lambda _, query, *__: _text(query))
         self._before(psycopg.Transaction, "__exit__", lambda *_: "end of transaction")
-        self._before(adbc_driver_manager.dbapi.Cursor, "execute", lambda _, query, *__: f"arrow: {_text(query)}")
-        self._before(adbc_driver_manager.dbapi.Cursor, "adbc_ingest", lambda _, table, *__: f"arrow: copy {table}")
-        self._before(adbc_driver_manager.dbapi.Connection, "commit", lambda *_: "arrow: commit")
         self._before(SQLConnectionManager, "add_query", lambda _, query, *__: f"dbt: {_text(query)}")
         self._before(SQLConnectionManager, "commit", lambda *_: "dbt: commit")
         self._before(os, "link", lambda _, key, *__: f"put: {key}")

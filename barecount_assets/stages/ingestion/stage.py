@@ -12,7 +12,7 @@ import datetime as dt
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +94,11 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         lineage.begin(environment, connection, spec, token, [Dataset(f"source.{raw.dataset}")])
         raw_tables.ensure(connection, raw.dataset, raw.column_types)
         landed: list[_Landed] = []
-        with closing(landing):
-            for number, unit in enumerate(units, start=1):
-                progress(f"{spec.source} {unit.source_id}", number - 1, len(units))
-                landed.append(landing.land(connection, unit))
-            progress(spec.source, len(units), len(units))
-            relanded, settled = landing.settle(connection, source)
+        for number, unit in enumerate(units, start=1):
+            progress(f"{spec.source} {unit.source_id}", number - 1, len(units))
+            landed.append(landing.land(connection, unit))
+        progress(spec.source, len(units), len(units))
+        relanded, settled = landing.settle(connection, source)
         landed = [replace(item, batch=relanded.get(item.batch["batch_id"], item.batch)) for item in landed]
         changed = settled > 0 or any(unit.state != "known" for unit in landed)
         return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction,
@@ -116,7 +115,7 @@ class _Landed:
 
 
 class Landing:
-    """Lands the units of one source over one ADBC connection."""
+    """Lands the units of one source, in the session that holds the stage lock: who lost the lock lands nothing."""
 
     def __init__(
         self,
@@ -126,7 +125,7 @@ class Landing:
         extraction: Contract,
         raw: Contract,
         manifest_hash: str,
-        replay: Callable[[Any, dict[str, Any]], None] | None = None,
+        replay: Callable[[psycopg.Connection, dict[str, Any]], None] | None = None,
     ) -> None:
         """`replay` is given every batch that lands, in its transaction, to account for the records in it."""
         self._replay = replay
@@ -135,11 +134,6 @@ class Landing:
         self._raw_class = environment.declarations.effective(spec.pipeline, spec.tenant_id).spec.retention.raw_class
         self._schema = sources.extractor_schema(extraction)
         self._rules = ContractRules(raw)
-        self._arrow: Any = None
-
-    def close(self) -> None:
-        if self._arrow is not None:
-            self._arrow.close()
 
     def all_known(self, connection: psycopg.Connection, units: list[Unit]) -> bool:
         """Whether every unit's content has landed as what the unit says. A stream is unknown until it is read."""
@@ -190,7 +184,7 @@ class Landing:
         )
         return rows[0] if rows else None
 
-    def _expired(self, connection: Any, unit: Unit, content_sha256: str) -> list[int]:
+    def _expired(self, connection: psycopg.Connection, unit: Unit, content_sha256: str) -> list[int]:
         """Batches with this content of the unit's day whose rows expired: one that lands now takes their place."""
         return [number for (number,) in fetch(
             connection, _EXPIRED, (self._spec.tenant_id, self._raw.dataset, str(unit.partition_date or "") or None,
@@ -219,10 +213,6 @@ class Landing:
         self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema, batches: Iterator[ParsedBatch],
         supersedes: WaitingBatch | None = None,
     ) -> _Landed:
-        if self._arrow is None:
-            self._arrow = self._environment.database.connect_arrow()
-            fetch(self._arrow, "set synchronous_commit = off")  # what is lost in a power cut is landed again
-            self._arrow.commit()
         spec, dataset = self._spec, self._raw.dataset
         load_date = dt.datetime.now(dt.UTC).date().isoformat()
         identity = {
@@ -236,53 +226,52 @@ class Landing:
         object_token = run_token(**identity, content=unit.sha256 or unit.cursor or load_date)
         prefix = prefix_of(spec.tenant_id, dataset, load_date, object_token)
         store = self._environment.raw_store
-        try:
-            with ExitStack() as stack:
-                batch_id = fetch(self._arrow, "select nextval('platform.raw_batch_batch_id_seq')")[0][0]
-                accepted = stack.enter_context(store.writer(prefix, self._schema.arrow, self._raw_class))
-                quarantine = stack.enter_context(_Quarantine(store, prefix, self._raw_class))
-                feed = stack.enter_context(_Feed(batches, self._rules, accepted, quarantine))
-                with self._arrow.cursor() as cursor:
-                    raw_tables.append(cursor, self._raw.dataset, spec.tenant_id, batch_id, feed, self._schema.arrow)
-                if accepted.rows + quarantine.rows != feed.received:
-                    raise BareCountError(
-                        ErrorCode.INTERNAL,
-                        f"{unit.source_id}: received {feed.received} records, but accepted {accepted.rows} and "
-                        f"quarantined {quarantine.rows}",
-                        hint="nothing of the unit landed; report this file's shape",
-                    )
-                stored, refused = accepted.finish(), quarantine.finish()
-                content = unit.sha256 or stored.sha256
-                if unit.sha256 is None:
-                    known = self._known(connection, unit, content)
-                    if known is not None:
-                        self._arrow.rollback()
-                        if unit.cursor is not None:
-                            fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
-                        return self._recognise(connection, unit, known)
-                batch = self._register(unit, observed, feed.observer.seen(), batch_id, object_token, content,
-                                       load_date, stored, refused, supersedes)
-                if refused is not None:
-                    self._load_quarantine(refused, unit, batch_id, object_token)
-                if self._replay is not None:
-                    self._replay(self._arrow, batch)
-            self._arrow.commit()
-        except BaseException:
-            _rollback_quietly(self._arrow)
-            raise
+        known: dict[str, Any] | None = None
+        with connection.transaction() as transaction, ExitStack() as stack:
+            fetch(connection, "set local synchronous_commit = off")  # what is lost in a power cut is landed again
+            batch_id = fetch(connection, "select nextval('platform.raw_batch_batch_id_seq')")[0][0]
+            accepted = stack.enter_context(store.writer(prefix, self._schema.arrow, self._raw_class))
+            quarantine = stack.enter_context(_Quarantine(store, prefix, self._raw_class))
+            feed = stack.enter_context(_Feed(batches, self._rules, accepted, quarantine))
+            raw_tables.append(connection, dataset, spec.tenant_id, batch_id, feed, self._schema.arrow)
+            if accepted.rows + quarantine.rows != feed.received:
+                raise BareCountError(
+                    ErrorCode.INTERNAL,
+                    f"{unit.source_id}: received {feed.received} records, but accepted {accepted.rows} and "
+                    f"quarantined {quarantine.rows}",
+                    hint="nothing of the unit landed; report this file's shape",
+                )
+            stored, refused = accepted.finish(), quarantine.finish()
+            content = unit.sha256 or stored.sha256
+            if unit.sha256 is None:
+                known = self._known(connection, unit, content)
+                if known is not None:
+                    raise psycopg.Rollback(transaction)
+            batch = self._register(connection, unit, observed, feed.observer.seen(), batch_id, object_token, content,
+                                   load_date, stored, refused, supersedes)
+            if refused is not None:
+                self._load_quarantine(connection, refused, unit, batch_id, object_token)
+            if self._replay is not None:
+                self._replay(connection, batch)
+        if known is not None:
+            if unit.cursor is not None:
+                fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
+            return self._recognise(connection, unit, known)
         return _Landed(unit, "landed", batch)
 
-    def _load_quarantine(self, refused: StoredObject, unit: Unit, batch_id: int, token: str) -> None:
+    def _load_quarantine(
+        self, connection: psycopg.Connection, refused: StoredObject, unit: Unit, batch_id: int, token: str
+    ) -> None:
         constants = {
             "tenant_id": self._spec.tenant_id, "pipeline": self._spec.pipeline, "dataset": self._raw.dataset,
             "stage": Stage.INGESTION.value, "batch_id": batch_id, "source_id": unit.source_id, "run_token": token,
         }
-        with self._arrow.cursor() as cursor:
-            raw_tables.append_quarantine(cursor, self._environment.raw_store.read(refused.key), constants)
+        raw_tables.append_quarantine(connection, self._environment.raw_store.read(refused.key), constants)
 
     def _register(
-        self, unit: Unit, observed: ObservedSchema, seen: SeenInRows, batch_id: int, token: str, content: str,
-        load_date: str, stored: StoredObject, refused: StoredObject | None, supersedes: WaitingBatch | None,
+        self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema, seen: SeenInRows, batch_id: int,
+        token: str, content: str, load_date: str, stored: StoredObject, refused: StoredObject | None,
+        supersedes: WaitingBatch | None,
     ) -> dict[str, Any]:
         changes = drift.classify(observed, seen, self._extraction, self._raw)
         batch = {
@@ -297,7 +286,7 @@ class Landing:
             "contract_hash": self._raw.hash, "software_version": SOFTWARE_VERSION,
             "drift": [change.to_json() for change in changes] or None, "run_token": token,
             "supersedes": supersedes.batch_id if supersedes else max(
-                self._expired(self._arrow, unit, content), default=None),
+                self._expired(connection, unit, content), default=None),
             "observed_names": list(observed.names),
             "replay_of": unit.options.get("replay_of"),
         }
@@ -307,28 +296,28 @@ class Landing:
         if supersedes is not None:
             payload["read_again_because"] = supersedes.drift.subject
         seq = ledger.append(
-            self._arrow,
+            connection,
             ledger.Entry(self._spec.tenant_id, "batch.landed", subject, token,
                          {**payload, "manifest_hash": self._manifest_hash}),
         )
-        fetch(self._arrow, _REGISTER, (as_json({**batch, "evidence_seq": seq}),))
+        fetch(connection, _REGISTER, (as_json({**batch, "evidence_seq": seq}),))
         if refused is not None:
-            events.append(self._arrow, events.Event(
+            events.append(connection, events.Event(
                 self._spec.tenant_id, "records.quarantined", subject, token,
                 {"pipeline": self._spec.pipeline, "dataset": self._raw.dataset, "source_id": unit.source_id,
                  "received": seen.records, "quarantined": refused.rows},
                 self._spec.pipeline, seq, token,
             ))
         if batch["replay_of"] is None and any(change.blocking for change in changes):
-            drift_register.record(self._arrow, batch, observed, changes, self._extraction, self._raw)
+            drift_register.record(connection, batch, observed, changes, self._extraction, self._raw)
         if supersedes is None:
-            fetch(self._arrow, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id))
+            fetch(connection, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id))
         else:
-            fetch(self._arrow, _SUPERSEDE, (self._spec.tenant_id, self._raw.dataset, supersedes.batch_id, batch_id))
-            drift_register.release(self._arrow, supersedes, "relanded", {"landed_in_entry": seq})
-            drift_register.settle(self._arrow, supersedes.drift, f"contracts {self._extraction.version} declare it")
+            fetch(connection, _SUPERSEDE, (self._spec.tenant_id, self._raw.dataset, supersedes.batch_id, batch_id))
+            drift_register.release(connection, supersedes, "relanded", {"landed_in_entry": seq})
+            drift_register.settle(connection, supersedes.drift, f"contracts {self._extraction.version} declare it")
         if unit.cursor is not None:
-            fetch(self._arrow, _SET_CURSOR, self._cursor_key(unit.cursor))
+            fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
         return {**batch, "evidence_seq": seq}
 
     def _cursor_key(self, cursor: str) -> tuple[str, str, str | None, str]:
@@ -567,14 +556,6 @@ def _keep_freed_pages() -> None:
     """
     if "jemalloc" in pa.supported_memory_backends():
         pa.set_memory_pool(pa.jemalloc_memory_pool())
-
-
-def _rollback_quietly(arrow: Any) -> None:
-    """A connection that is gone has rolled back already; the error under way says more than this one could."""
-    try:
-        arrow.rollback()
-    except Exception:  # noqa: BLE001, S110
-        pass
 
 
 def _days_marked(connection: psycopg.Connection, spec: StageSpec, dated: bool, window: Window) -> bool:

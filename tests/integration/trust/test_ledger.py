@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -144,12 +143,3 @@ def test_a_rolled_back_change_leaves_no_evidence(chain: Database) -> None:
         failing()
     result = verify(chain)
     assert (result.intact, result.entries) == (True, 10)
-
-
-def test_both_drivers_append_the_same(chain: Database) -> None:
-    append: Callable[..., int] = ledger.append
-    with chain.connect_arrow() as arrow:
-        seq = append(arrow, ledger.Entry("acme", "test.happened", "äöü ✓ \"quoted\"", "token", {"n": 1, "s": "x"}))
-        arrow.commit()
-    assert seq == 11
-    assert verify(chain).intact

@@ -95,9 +95,8 @@ def test_many_entries_appended_at_once_are_those_appended_one_by_one(new_log: Ca
                for n in range(20)]
     with one.database.transaction() as connection:
         assert [ledger.append(connection, entry) for entry in entries] == list(range(1, 21))
-    with many.database.connect_arrow() as arrow:
-        assert ledger.append_many(arrow, entries[:10]) == list(range(1, 11))
-        arrow.commit()
+    with many.database.transaction() as connection:
+        assert ledger.append_many(connection, entries[:10]) == list(range(1, 11))
     with many.database.transaction() as connection:
         assert ledger.append_many(connection, entries[10:]) == list(range(11, 21))
     columns = "select seq, kind, subject, run_token, body::jsonb - 'at' from platform.evidence order by seq"
