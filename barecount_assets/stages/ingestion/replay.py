@@ -96,10 +96,12 @@ def replay(environment: StageEnvironment, request: ReplayRequest, progress: Prog
                  if group.stage == Stage.INGESTION or request.values or request.edits]
     results = []
     for owner in dict.fromkeys((group.tenant_id, group.pipeline) for group in found):
-        with environment.exclusive(*owner) as connection:
-            edits = edited_records.load(connection, request.edits) if request.edits else None
+        # Records are read while others are copied in: over a connection of their own.
+        with (environment.exclusive(*owner) as connection,
+              environment.database.connect(autocommit=True) as reading):
+            edits = edited_records.load(reading, request.edits) if request.edits else None
             for group in (group for group in found if (group.tenant_id, group.pipeline) == owner):
-                results.append(_Replay(environment, connection, request, group, edits, progress).run())
+                results.append(_Replay(environment, connection, reading, request, group, edits, progress).run())
     return [result for result in results if result.replayed + result.refused_again + result.unchanged]
 
 
@@ -118,15 +120,15 @@ class _Replay:
     """The replay of one batch's records, under the lock of its tenant and pipeline."""
 
     def __init__(
-        self, environment: StageEnvironment, connection: psycopg.Connection, request: ReplayRequest, group: Group,
-        edits: edited_records.Edits | None, progress: Progress,
+        self, environment: StageEnvironment, connection: psycopg.Connection, reading: psycopg.Connection,
+        request: ReplayRequest, group: Group, edits: edited_records.Edits | None, progress: Progress,
     ) -> None:
         self._environment, self._connection, self._request, self._group = environment, connection, request, group
         self._edits, self._progress = edits, progress
         self._manifest = environment.declarations.effective(group.pipeline, group.tenant_id)
         self._extraction = environment.declarations.contract(group.dataset, "extraction")
         self._raw = environment.declarations.contract(group.dataset, "raw")
-        self._records = _Records(connection, reader_of(self._manifest, self._extraction, group), self._values(), edits)
+        self._records = _Records(reading, reader_of(self._manifest, self._extraction, group), self._values(), edits)
         self._rules = ContractRules(self._raw)
 
     def run(self) -> BatchReplay:

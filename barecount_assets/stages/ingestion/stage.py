@@ -115,7 +115,10 @@ class _Landed:
 
 
 class Landing:
-    """Lands the units of one source, in the session that holds the stage lock: who lost the lock lands nothing."""
+    """Lands the units of one source, in the session that holds the stage lock: who lost the lock lands nothing.
+
+    The session is busy while a connector reads: one that reads from the same database needs a connection of its own.
+    """
 
     def __init__(
         self,
