@@ -72,7 +72,7 @@ class Loss:
 
 
 LOSSES = (
-    Loss(Stage.INGESTION, "arrow: commit", KILLED, back_at_once=True),
+    Loss(Stage.INGESTION, "end of transaction", KILLED, back_at_once=True),
     Loss(Stage.NORMALIZATION, "dbt: ", IMMEDIATE, back_at_once=True),
     Loss(Stage.KPI_BUILD, "progress: gates", IMMEDIATE, back_at_once=False),
     Loss(Stage.PUBLISH, "insert into platform.publication", KILLED, back_at_once=False),
