@@ -41,6 +41,8 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     console = output.console()
     if not as_json:
         console.print("[bold]BareCount demo[/]  source -> raw -> GDP -> KPI -> published, for two tenants\n")
+    first, *others = sample.TENANTS
+    _write_ahead(settings, first)
     dbt.parse_ahead(settings)
     environment = StageEnvironment.open(settings)
     tenants = environment.declarations.pipeline(PIPELINE).spec.tenants
@@ -48,7 +50,8 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     for tenant in tenants:
         folder = _folder(settings, tenant)
         facts = sample.write_sample(folder, tenant)
-        _write_ahead(settings)
+        for other in others:
+            _write_ahead(settings, other)
         upgraded = tenant == _UPGRADED_TENANT
         end = sample.write_upgraded_day(folder, facts) if upgraded else facts.end
         request = RunRequest(PIPELINE, tenant, facts.start, end)
@@ -76,13 +79,12 @@ def _folder(settings: Settings, tenant: str) -> Path:
     return settings.data_dir / "sample" / tenant
 
 
-def _write_ahead(settings: Settings) -> None:
-    """Let another process write the samples that are not needed first; who needs one that is not there writes it."""
-    for tenant in sample.TENANTS[1:]:
-        folder = _folder(settings, tenant)
-        if not folder.exists():
-            multiprocessing.get_context("spawn").Process(
-                target=sample.write_sample, args=(folder, tenant), daemon=True).start()
+def _write_ahead(settings: Settings, tenant: str) -> None:
+    """Let another process write a sample meanwhile; who needs it waits for it, or writes it if that came to nothing."""
+    folder = _folder(settings, tenant)
+    if not folder.exists():
+        multiprocessing.get_context("spawn").Process(
+            target=sample.write_sample, args=(folder, tenant), daemon=True).start()
 
 
 def _run(environment: StageEnvironment, request: RunRequest, *, quiet: bool) -> RunOutcome:
