@@ -19,7 +19,7 @@ from resources.governance.decision_points import highest_classification
 from resources.host import runner_catalog
 from resources.runners.bounds import Bounds
 from resources.runners.facade import Progress, RunnerFacade
-from resources.runners.stage import CheckOutcome, StageReceipt, StageSpec
+from resources.runners.stage import CheckOutcome, Stage, StageReceipt, StageSpec
 from resources.runtime import events, logs
 from resources.runtime.database import fetch
 from resources.runtime.errors import BareCountError, ErrorCode, unexpected
@@ -66,7 +66,7 @@ class Runner:
         return RunnerFacade(
             runner_catalog.read_environment(settings.project_dir, settings.environment),
             runner_catalog.read_sizes(settings.project_dir),
-            lambda spec, progress: execute(spec, progress, environment),
+            self._execute,
             {"BARECOUNT_PROJECT_DIR": str(settings.project_dir), "BARECOUNT_DATA_DIR": str(settings.data_dir),
              "BARECOUNT_RAW_STORE": settings.raw_store, "BARECOUNT_DATABASE_URL": environment.database.admin_url,
              "BARECOUNT_ENVIRONMENT": settings.environment},
@@ -77,6 +77,18 @@ class Runner:
         declarations = self._opened.declarations
         return Bounds(declarations.tenant(spec.tenant_id).spec.runners,
                       highest_classification(declarations.contracts_of(spec.pipeline)))
+
+    def _execute(self, spec: StageSpec, progress: Progress) -> StageReceipt:
+        """A stage in this process, which is where the run's gates will be decided, too."""
+        if spec.stage is not Stage.NORMALIZATION:
+            return execute(spec, progress, self._opened)
+        from barecount_assets.stages import gates
+
+        def computing(message: str, done: int, total: int) -> None:
+            gates.import_ahead()
+            progress(message, done, total)
+
+        return execute(spec, computing, self._opened)
 
     def run(self, context: dg.AssetExecutionContext, spec: StageSpec) -> StageReceipt:
         """Run a stage; its progress and its error envelope go into the run's log.

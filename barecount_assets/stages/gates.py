@@ -2,16 +2,19 @@
 
 `acceptance` is a Great Expectations suite derived from the KPI's specification; `reconciliation` a full-key comparison
 with a system of record, in SQL, over everything we have and the days that have been ingested, every difference kept.
-Great Expectations takes seconds to import, so it is imported here, when a gate is decided.
+Great Expectations takes seconds to import, so it is imported here: when a gate is decided, or ahead of that while the
+database computes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -101,13 +104,24 @@ def _acceptance(connection: psycopg.Connection, kpi: Kpi, tenant_id: str, column
                       {"expectations": total, "rows": len(rows), "failures": failures})
 
 
-def _validate(kpi: Kpi, rows: list[dict[str, Any]], columns: list[str]) -> Any:
+@cache
+def import_ahead() -> None:
+    """Import the library in a thread, once: who needs it waits for it as for any import."""
+    threading.Thread(target=_library, name="gates-import").start()
+
+
+def _library() -> Any:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # no network call
-    import great_expectations as gx
-    import pandas as pd
+    import great_expectations
 
     # Its own level is set at import; a line per suite about a temporary folder tells nobody anything.
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
+    return great_expectations
+
+
+def _validate(kpi: Kpi, rows: list[dict[str, Any]], columns: list[str]) -> Any:
+    gx = _library()
+    import pandas as pd
 
     frame = pd.DataFrame(rows, columns=columns)
     for column in ("value", "numerator", "denominator"):
