@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,7 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     console = output.console()
     if not as_json:
         console.print("[bold]BareCount demo[/]  source -> raw -> GDP -> KPI -> published, for two tenants\n")
-    first, *others = sample.TENANTS
-    _write_ahead(settings, first)
+    _write_ahead(settings, sample.TENANTS[:1])
     dbt.parse_ahead(settings)
     environment = StageEnvironment.open(settings)
     tenants = environment.declarations.pipeline(PIPELINE).spec.tenants
@@ -50,8 +50,7 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     for tenant in tenants:
         folder = _folder(settings, tenant)
         facts = sample.write_sample(folder, tenant)
-        for other in others:
-            _write_ahead(settings, other)
+        _write_ahead(settings, sample.TENANTS)
         upgraded = tenant == _UPGRADED_TENANT
         end = sample.write_upgraded_day(folder, facts) if upgraded else facts.end
         request = RunRequest(PIPELINE, tenant, facts.start, end)
@@ -79,12 +78,13 @@ def _folder(settings: Settings, tenant: str) -> Path:
     return settings.data_dir / "sample" / tenant
 
 
-def _write_ahead(settings: Settings, tenant: str) -> None:
-    """Let another process write a sample meanwhile; who needs it waits for it, or writes it if that came to nothing."""
-    folder = _folder(settings, tenant)
-    if not folder.exists():
-        multiprocessing.get_context("spawn").Process(
-            target=sample.write_sample, args=(folder, tenant), daemon=True).start()
+def _write_ahead(settings: Settings, tenants: Sequence[str]) -> None:
+    """Let other processes write what samples are not there; who needs one waits for it, or writes it after all."""
+    for tenant in tenants:
+        folder = _folder(settings, tenant)
+        if not folder.exists():
+            multiprocessing.get_context("spawn").Process(
+                target=sample.write_sample, args=(folder, tenant), daemon=True).start()
 
 
 def _run(environment: StageEnvironment, request: RunRequest, *, quiet: bool) -> RunOutcome:

@@ -51,7 +51,7 @@ class Decision:
     fix: Mapping[str, Any] | None = None
 
 
-def record(connection: Any, decision: Decision) -> int:
+def record(connection: psycopg.Connection, decision: Decision) -> int:
     """Put a decision on record in the caller's transaction; returns its number."""
     payload = {"pipeline": decision.pipeline, "dataset": decision.dataset, "records": decision.records,
                "by": decision.decided_by, "reason": decision.reason, **decision.facts}

@@ -100,7 +100,7 @@ class WaitingBatch:
 
 
 def record(
-    connection: Any, batch: Mapping[str, Any], observed: ObservedSchema, changes: Sequence[Change],
+    connection: psycopg.Connection, batch: Mapping[str, Any], observed: ObservedSchema, changes: Sequence[Change],
     extraction: Contract, raw: Contract,
 ) -> int:
     """Put a landing batch's drift on record in its transaction; the batch waits. Returns its number.
@@ -123,7 +123,7 @@ def record(
 
 
 def _detect(
-    connection: Any, batch: Mapping[str, Any], observed: ObservedSchema, changes: Sequence[Change],
+    connection: psycopg.Connection, batch: Mapping[str, Any], observed: ObservedSchema, changes: Sequence[Change],
     extraction: Contract, raw: Contract, mark: str,
 ) -> int:
     tenant_id, dataset, pipeline = batch["tenant_id"], batch["dataset"], batch["pipeline"]
@@ -224,7 +224,7 @@ def held_days(connection: psycopg.Connection, tenant_id: str, pipeline: str) -> 
 
 
 def release(
-    connection: Any, batch: WaitingBatch, outcome: Outcome, facts: Mapping[str, Any] | None = None
+    connection: psycopg.Connection, batch: WaitingBatch, outcome: Outcome, facts: Mapping[str, Any] | None = None
 ) -> None:
     """Let a waiting batch go on, in the caller's transaction."""
     drift = batch.drift
@@ -240,7 +240,7 @@ def release(
     fetch(connection, _RELEASE, (batch.batch_id, outcome, seq))
 
 
-def settle(connection: Any, drift: Drift, why: str) -> None:
+def settle(connection: psycopg.Connection, drift: Drift, why: str) -> None:
     """Close an open drift none of whose batches waits any more, in the caller's transaction."""
     closed = fetch(
         connection,

@@ -108,7 +108,7 @@ class Watermark:
     position: int = 0
 
 
-def append(connection: Any, *events: Event) -> None:
+def append(connection: psycopg.Connection, *events: Event) -> None:
     """Append in the caller's transaction.
 
     Raises a unique violation for an occurrence that is on record already: a state changes once.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from psycopg import sql
 
 _PIECE_BYTES = 512 * 1024
-# What the server has not read yet. With the system's own choice, a third of the time the server waits for rows: a
+# What the server has not read yet. With the system's own choice it waits for rows, and a load takes a sixth longer: a
 # socket counts as writable once three quarters of it are empty, and then the next rows still have to be encoded.
 _SOCKET_BYTES = 1024 * 1024
 

@@ -215,7 +215,7 @@ class ObjectWriter:
             self._path, self._schema, compression="zstd", use_dictionary=dictionaries,
             column_encoding=dict.fromkeys(deltas, "DELTA_BINARY_PACKED"), store_decimal_as_integer=True,
             write_page_checksum=True,
-            # Comparing texts for their least and greatest takes as long as compressing them; nothing looks for those.
+            # To find the least and greatest text takes a fifth of the time of writing, and nothing looks for those.
             write_statistics=[field.name for field in self._schema if not _is_text(field.type)],
         )
 

@@ -100,7 +100,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or kind is bool or (kind is int and abs(value) < 2**53)
 
 
-def append(connection: Any, entry: Entry) -> int:
+def append(connection: psycopg.Connection, entry: Entry) -> int:
     """Append in the caller's transaction and return the entry's number."""
     at = _now()
     rows = fetch(
@@ -111,7 +111,7 @@ def append(connection: Any, entry: Entry) -> int:
     return rows[0][0]
 
 
-def append_many(connection: Any, entries: Sequence[Entry]) -> list[int]:
+def append_many(connection: psycopg.Connection, entries: Sequence[Entry]) -> list[int]:
     """Append many entries in the caller's transaction, a few statements in all; returns their numbers, in order.
 
     Entries of one tenant are numbered in the order given, without a gap between them.
@@ -133,7 +133,7 @@ def append_many(connection: Any, entries: Sequence[Entry]) -> list[int]:
     return numbers
 
 
-def newest(connection: Any, tenant_id: str) -> int:
+def newest(connection: psycopg.Connection, tenant_id: str) -> int:
     """Number of a tenant's newest entry, 0 for none: what tells one occurrence of the same thing from the next."""
     return fetch(connection, "select seq from platform.evidence_head where tenant_id = $1", (tenant_id,))[0][0]
 

@@ -189,7 +189,7 @@ class _Replay:
         )
         raw_tables.ensure(self._connection, group.dataset, self._raw.column_types)
 
-        def account(connection: Any, batch: dict[str, Any]) -> None:
+        def account(connection: psycopg.Connection, batch: dict[str, Any]) -> None:
             number = quarantine_life.record(connection, Decision(
                 group.tenant_id, group.pipeline, group.dataset, "replayed", f"{group.dataset}/{unit.source_id}",
                 batch["run_token"], request.decided_by, request.reason, len(judged.go),
