@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 refused or failed (and said why), 2 wrong usage.
 
 from __future__ import annotations
 
+import atexit
 import datetime as dt
 import gc
 from pathlib import Path
@@ -286,6 +287,7 @@ def main() -> None:
     """Console script."""
     # Imports make many objects that stay; to look for garbage among them is a tenth of a short command's time.
     gc.set_threshold(50_000)
+    atexit.register(gc.freeze)  # nor does the interpreter look through them once more before it ends
     app()
 
 
