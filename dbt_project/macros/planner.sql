@@ -17,12 +17,17 @@
 {% macro default__join_freely() -%}{{ return('') }}{%- endmacro %}
 {% macro postgres__join_freely() -%}{{ return('set local enable_nestloop = on;') }}{%- endmacro %}
 
-{#- Statement that refreshes the statistics of a relation, where an engine needs to be told. -#}
+{#-
+  Statements that refresh the statistics of a relation, where an engine needs to be told. A quarter of the usual sample
+  tells the planner as much about keys, in a quarter of the time, which on tables of this size is the models' own.
+-#}
 {% macro refresh_statistics(relation) -%}
     {{ return(adapter.dispatch('refresh_statistics')(relation)) }}
 {%- endmacro %}
 {% macro default__refresh_statistics(relation) -%}{{ return('') }}{%- endmacro %}
-{% macro postgres__refresh_statistics(relation) -%}{{ return('analyze ' ~ relation ~ ';') }}{%- endmacro %}
+{% macro postgres__refresh_statistics(relation) -%}
+    {{ return('set local default_statistics_target = 25; analyze ' ~ relation ~ ';') }}
+{%- endmacro %}
 
 {#- Statements for the start of a run: statistics of every source that was written to since it last had any. -#}
 {% macro refresh_source_statistics() -%}
