@@ -24,6 +24,7 @@ from barecount_assets.stages import lineage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import dataset_rules, relanding, schema_check, settling, sources
 from barecount_assets.stages.ingestion.observing import RowObserver
+from barecount_assets.stages.ingestion.reading_ahead import ReadAhead
 from barecount_assets.stages.ingestion.records import (
     REJECT_SCHEMA,
     Connector,
@@ -67,7 +68,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     source = manifest.source(spec.source)
     extraction = environment.declarations.contract(source.dataset, "extraction")
     raw = environment.declarations.contract(source.dataset, "raw")
-    with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
+    with environment.exclusive(spec.tenant_id, spec.pipeline) as connection, ExitStack() as stack:
         spec = _with_remembered_paths(connection, spec)
         connector = sources.connector_for(manifest, source, spec, environment)
         units = connector.discover(window, _cursor(connection, spec))
@@ -82,7 +83,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             contracts=[extraction.hash, raw.hash],
             code=environment.code_version,
         )
-        landing = Landing(environment, spec, connector, extraction, raw, manifest.hash)
+        reading = stack.enter_context(ReadAhead(connector, units, sources.extractor_schema(extraction)))
+        landing = Landing(environment, spec, reading, extraction, raw, manifest.hash)
         if spec.probe and not (
             landing.all_known(connection, units) and _days_marked(connection, spec, source.dated, window)
             and not settling.due(connection, spec.tenant_id, extraction, raw)
@@ -223,7 +225,8 @@ class Landing:
             "partition_date": unit.partition_date and unit.partition_date.isoformat(),
             "contracts": [self._extraction.hash, self._raw.hash],
         }
-        if unit.sha256 and (expired := self._expired(connection, unit, unit.sha256)):
+        expired = self._expired(connection, unit, unit.sha256) if unit.sha256 else []
+        if expired:
             identity["expired_before"] = len(expired)  # its object has a name of its own: the old one's is deleted
         # A stream has no digest before it is read; its content is then that of its object.
         object_token = run_token(**identity, content=unit.sha256 or unit.cursor or load_date)
@@ -231,8 +234,7 @@ class Landing:
         store = self._environment.raw_store
         known: dict[str, Any] | None = None
         with connection.transaction() as transaction, ExitStack() as stack:
-            fetch(connection, "set local synchronous_commit = off")  # what is lost in a power cut is landed again
-            batch_id = fetch(connection, "select nextval('platform.raw_batch_batch_id_seq')")[0][0]
+            batch_id = fetch(connection, _BEGIN)[0][0]
             accepted = stack.enter_context(store.writer(prefix, self._schema.arrow, self._raw_class))
             quarantine = stack.enter_context(_Quarantine(store, prefix, self._raw_class))
             feed = stack.enter_context(_Feed(batches, self._rules, accepted, quarantine))
@@ -250,8 +252,9 @@ class Landing:
                 known = self._known(connection, unit, content)
                 if known is not None:
                     raise psycopg.Rollback(transaction)
+                expired = self._expired(connection, unit, content)
             batch = self._register(connection, unit, observed, feed.observer.seen(), batch_id, object_token, content,
-                                   load_date, stored, refused, supersedes)
+                                   load_date, stored, refused, supersedes, max(expired, default=None))
             if refused is not None:
                 self._load_quarantine(connection, refused, unit, batch_id, object_token)
             if self._replay is not None:
@@ -274,7 +277,7 @@ class Landing:
     def _register(
         self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema, seen: SeenInRows, batch_id: int,
         token: str, content: str, load_date: str, stored: StoredObject, refused: StoredObject | None,
-        supersedes: WaitingBatch | None,
+        supersedes: WaitingBatch | None, expired: int | None,
     ) -> dict[str, Any]:
         changes = drift.classify(observed, seen, self._extraction, self._raw)
         batch = {
@@ -288,8 +291,7 @@ class Landing:
             "extraction_version": self._extraction.version, "contract_version": self._raw.version,
             "contract_hash": self._raw.hash, "software_version": SOFTWARE_VERSION,
             "drift": [change.to_json() for change in changes] or None, "run_token": token,
-            "supersedes": supersedes.batch_id if supersedes else max(
-                self._expired(connection, unit, content), default=None),
+            "supersedes": supersedes.batch_id if supersedes else expired,
             "observed_names": list(observed.names),
             "replay_of": unit.options.get("replay_of"),
         }
@@ -573,6 +575,10 @@ def _days_marked(connection: psycopg.Connection, spec: StageSpec, dated: bool, w
     return marked == (window.end - window.start).days + 1
 
 
+# What is lost in a power cut is landed again.
+_BEGIN = """
+select nextval('platform.raw_batch_batch_id_seq'), set_config('synchronous_commit', 'off', true)
+"""
 _KNOWN = """
 select * from (
     select b.*, exists (

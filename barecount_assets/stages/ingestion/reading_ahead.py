@@ -1,0 +1,70 @@
+"""Reading ahead: while one unit is written and committed, the next is already opened and parsed.
+
+A day's file is small: it spends as long in the database and the raw store as in the parser, and each would wait for
+the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+
+from barecount_assets.stages.ingestion.records import (
+    Connector,
+    ExtractorSchema,
+    ObservedSchema,
+    ParsedBatch,
+    Unit,
+    Window,
+)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    observed: ObservedSchema
+    first: list[ParsedBatch]
+    rest: Iterator[ParsedBatch]
+
+
+class ReadAhead:
+    """A connector over another one: who reads a unit lets a thread begin the unit after it, up to its first batch.
+
+    Only of units whose content is fixed: what answers over a network is asked for one thing at a time. Nothing is begun
+    before a unit is read, so nothing is read where all is known. What was begun and is not asked for is dropped; an
+    error of it is raised to who asks for that unit, and to nobody else.
+    """
+
+    def __init__(self, connector: Connector, units: Sequence[Unit], schema: ExtractorSchema) -> None:
+        self._connector, self._schema = connector, schema
+        self._following = {unit: after for unit, after in pairwise(units) if after.sha256 is not None}
+        self._pool = ThreadPoolExecutor(1, "ingestion-ahead")
+        self._ahead: tuple[Unit, Future[_Begun]] | None = None
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def discover(self, window: Window, cursor: str | None) -> list[Unit]:
+        """See `Connector`."""
+        return self._connector.discover(window, cursor)
+
+    def observed_schema(self, unit: Unit) -> ObservedSchema:
+        """See `Connector`."""
+        if self._ahead is None or self._ahead[0] != unit:
+            return self._connector.observed_schema(unit)
+        return self._ahead[1].result().observed
+
+    def read(self, unit: Unit, schema: ExtractorSchema) -> Iterator[ParsedBatch]:
+        """See `Connector`; begins the next unit."""
+        begun = self._ahead[1].result() if self._ahead is not None and self._ahead[0] == unit else None
+        following = self._following.get(unit)
+        self._ahead = following and (following, self._pool.submit(self._begin, following))
+        return self._connector.read(unit, schema) if begun is None else chain(begun.first, begun.rest)
+
+    def _begin(self, unit: Unit) -> _Begun:
+        batches = self._connector.read(unit, self._schema)
+        return _Begun(self._connector.observed_schema(unit), list(islice(batches, 1)), batches)
