@@ -7,18 +7,22 @@ but plans one by one, three statements each: for a year, longer than the work it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from dagster import DagsterEventType
 from dagster._core.events.log import EventLogEntry
-from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._core.storage.event_log import AssetKeyTable, SqlEventLogStorageTable
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_config
 
 
 class BatchedEventLogStorage(PostgresEventLogStorage):
-    """Dagster's storage, with one statement for the plans of a batch."""
+    """Dagster's storage, with one statement for the plans of a batch.
+
+    It does not look for a table or a column again that it has found: Dagster's own does, at every event.
+    """
 
     @classmethod
     def from_config_value(
@@ -26,6 +30,21 @@ class BatchedEventLogStorage(PostgresEventLogStorage):
     ) -> BatchedEventLogStorage:
         return cls(pg_url_from_config(config_value), inst_data=inst_data,
                    token_provider=get_token_provider_from_config(config_value))
+
+    @cached_property
+    def _found(self) -> set[str]:
+        return set()
+
+    def has_table(self, table_name: str) -> bool:
+        if table_name not in self._found and super().has_table(table_name):
+            self._found.add(table_name)
+        return table_name in self._found
+
+    def has_asset_key_col(self, column_name: str) -> bool:
+        column = f"{AssetKeyTable.name}.{column_name}"
+        if column not in self._found and super().has_asset_key_col(column_name):
+            self._found.add(column)
+        return column in self._found
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         plans = [event for event in events if _is_plan(event)]
