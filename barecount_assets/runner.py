@@ -33,8 +33,8 @@ class Runner:
 
     Nothing is opened before the first stage runs, so definitions load without a database.
 
-    A run that holds a lock of its own gives `check_lock`: no stage starts once that raises, and a stage that lost the
-    database, and the lock with it, is not tried again.
+    A run of a whole pipeline holds a lock of its own and gives `check_lock`: no stage starts once that raises, and a
+    stage that lost the database, and the lock with it, is not tried again.
 
     Unless it was `admitted` already, by the decisions of these numbers, a run asks the policies once per tenant, before
     its first stage that has something to do; what they refuse fails at once and is not tried again.
@@ -79,16 +79,20 @@ class Runner:
                       highest_classification(declarations.contracts_of(spec.pipeline)))
 
     def _execute(self, spec: StageSpec, progress: Progress) -> StageReceipt:
-        """A stage in this process, which is where the run's gates will be decided, too."""
-        if spec.stage is not Stage.NORMALIZATION:
-            return execute(spec, progress, self._opened)
-        from barecount_assets.stages import gates
+        """A stage in this process, which is where the models and gates of its run will be, too.
 
-        def computing(message: str, done: int, total: int) -> None:
-            gates.import_ahead()
+        What takes seconds to get ready for them is begun as soon as it is known that they come and that there is work.
+        """
+        if spec.stage is not Stage.NORMALIZATION and self._check_lock is None:
+            return execute(spec, progress, self._opened)
+        from barecount_assets.stages import dbt, expectations
+
+        def told(message: str, done: int, total: int) -> None:
+            dbt.import_ahead()
+            expectations.start_ahead()
             progress(message, done, total)
 
-        return execute(spec, computing, self._opened)
+        return execute(spec, told, self._opened)
 
     def run(self, context: dg.AssetExecutionContext, spec: StageSpec) -> StageReceipt:
         """Run a stage; its progress and its error envelope go into the run's log.

@@ -17,9 +17,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import conninfo_to_dict
 
@@ -28,6 +29,9 @@ from resources.runners.facade import Progress
 from resources.runtime.database import PLATFORM_ROLE, lost_connection, unavailable_as_error
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import Settings, code_version
+
+if TYPE_CHECKING:
+    from dbt.cli.main import dbtRunner
 
 _lock = threading.Lock()
 _manifests: dict[tuple[str, str], Any] = {}
@@ -95,6 +99,12 @@ def parse_ahead(settings: Settings) -> None:
             stderr=subprocess.DEVNULL, env={
                 **os.environ, "BARECOUNT_PROJECT_DIR": str(settings.project_dir),
                 "BARECOUNT_DATA_DIR": str(settings.data_dir)})
+
+
+@cache
+def import_ahead() -> None:
+    """Import dbt in a thread, once: who needs it waits for it as for any import."""
+    threading.Thread(target=_library, name="dbt-import").start()
 
 
 def build(
@@ -193,14 +203,18 @@ def _run(
     return results
 
 
-def _invoke(words: Sequence[str], manifest: Any = None, *callbacks: Callable[[Any], None]) -> Any:
+def _library() -> type[dbtRunner]:
     from dbt.cli.main import dbtRunner
     from dbt_common.behavior_flags import BehaviorFlagRendered
 
     # For a message that nobody sees, dbt reads the source lines of its whole call stack, once for each of its flags, in
     # every invocation: below Dagster that takes longer than all the models do.
     BehaviorFlagRendered._default_source = staticmethod(lambda: "dbt.adapters")
-    return dbtRunner(manifest=manifest, callbacks=list(callbacks)).invoke(list(words))
+    return dbtRunner
+
+
+def _invoke(words: Sequence[str], manifest: Any = None, *callbacks: Callable[[Any], None]) -> Any:
+    return _library()(manifest=manifest, callbacks=list(callbacks)).invoke(list(words))
 
 
 def _tests_of(manifest: Any, models: Sequence[str]) -> list[str]:

@@ -2,24 +2,19 @@
 
 `acceptance` is a Great Expectations suite derived from the KPI's specification; `reconciliation` a full-key comparison
 with a system of record, in SQL, over everything we have and the days that have been ingested, every difference kept.
-Great Expectations takes seconds to import, so it is imported here: when a gate is decided, or ahead of that while the
-database computes.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cache
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from barecount_assets.stages import expectations
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
@@ -29,7 +24,6 @@ from resources.runtime.database import fetch, fetch_dicts
 from resources.storage import kpi_store, raw_tables
 
 _NAMED = 10
-_PERIOD_PATTERN = {"day": r"^\d{4}-\d{2}-\d{2}$", "month": r"^\d{4}-\d{2}$"}
 
 
 @dataclass(frozen=True)
@@ -85,85 +79,17 @@ def _acceptance(connection: psycopg.Connection, kpi: Kpi, tenant_id: str, column
         sql.SQL(", ").join(map(sql.Identifier, columns)), kpi_store.table(kpi.name)
     )
     rows = fetch_dicts(connection, statement.as_string(connection), (tenant_id,))
-    outcome = _validate(kpi, rows, list(columns))
-    failures = [
-        {"expectation": result.expectation_config.type, "arguments": _arguments(result),
-         "unexpected": result.result.get("unexpected_count"),
-         "examples": [str(v) for v in (result.result.get("partial_unexpected_list") or [])[:5]],
-         "observed": str(result.result.get("observed_value", ""))}
-        for result in outcome.results if not result.success
-    ]
-    total = len(outcome.results)
-    if outcome.success:
+    verdict = expectations.judge(kpi, rows, columns)
+    total = verdict.expectations
+    if verdict.passed:
         summary = f"{total} expectations hold over {len(rows)} rows"
     else:
-        first = failures[0]
-        summary = (f"{len(failures)} of {total} expectations fail over {len(rows)} rows: {first['expectation']} "
-                   f"{first['arguments']}, found {', '.join(first['examples']) or first['observed']}")
-    return GateResult(kpi.name, "acceptance", bool(outcome.success), summary,
-                      {"expectations": total, "rows": len(rows), "failures": failures})
-
-
-@cache
-def import_ahead() -> None:
-    """Import the library in a thread, once: who needs it waits for it as for any import."""
-    threading.Thread(target=_library, name="gates-import").start()
-
-
-def _library() -> Any:
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # no network call
-    import great_expectations
-
-    # Its own level is set at import; a line per suite about a temporary folder tells nobody anything.
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-    return great_expectations
-
-
-def _validate(kpi: Kpi, rows: list[dict[str, Any]], columns: list[str]) -> Any:
-    gx = _library()
-    import pandas as pd
-
-    frame = pd.DataFrame(rows, columns=columns)
-    for column in ("value", "numerator", "denominator"):
-        frame[column] = frame[column].map(lambda v: float(v) if isinstance(v, Decimal) else v).astype(float)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
-    batch = (
-        context.data_sources.add_pandas("kpi").add_dataframe_asset(kpi.name)
-        .add_batch_definition_whole_dataframe("series").get_batch({"dataframe": frame})
-    )
-    suite = gx.ExpectationSuite(name=kpi.name, expectations=_expectations(gx.expectations, kpi))
-    return batch.validate(suite, result_format="SUMMARY")
-
-
-def _expectations(gxe: Any, kpi: Kpi) -> list[Any]:
-    thresholds = kpi.spec.thresholds
-    grains = {grain.name: grain.period for grain in kpi.spec.grains}
-    expectations = [
-        gxe.ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
-        gxe.ExpectColumnValuesToNotBeNull(column="period"),
-        gxe.ExpectColumnValuesToBeInSet(column="grain", value_set=sorted(grains)),
-        gxe.ExpectColumnValuesToMatchRegex(
-            column="period", regex="|".join(sorted({_PERIOD_PATTERN[period] for period in grains.values()}))),
-        gxe.ExpectColumnValuesToBeInSet(column="kpi_version", value_set=[kpi.metadata.version]),
-        gxe.ExpectCompoundColumnsToBeUnique(
-            column_list=["grain", "period", *kpi.dimensions], ignore_row_if="never"),
-        gxe.ExpectColumnValuesToNotBeNull(column="value", mostly=1 - thresholds.max_null_ratio),
-        gxe.ExpectColumnValuesToBeBetween(column="source_rows", min_value=0),
-    ]
-    if thresholds.value.min is not None or thresholds.value.max is not None:
-        expectations.append(
-            gxe.ExpectColumnValuesToBeBetween(
-                column="value", min_value=_number(thresholds.value.min), max_value=_number(thresholds.value.max)))
-    return expectations
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _arguments(result: Any) -> dict[str, Any]:
-    return {k: v for k, v in result.expectation_config.kwargs.items() if k not in {"batch_id"}}
+        first = verdict.failures[0]
+        summary = (f"{len(verdict.failures)} of {total} expectations fail over {len(rows)} rows: "
+                   f"{first['expectation']} {first['arguments']}, "
+                   f"found {', '.join(first['examples']) or first['observed']}")
+    return GateResult(kpi.name, "acceptance", verdict.passed, summary,
+                      {"expectations": total, "rows": len(rows), "failures": verdict.failures})
 
 
 def _reconciliation(

@@ -21,6 +21,7 @@ import dagster_postgres  # noqa: F401
 import dbt.adapters.postgres  # noqa: F401
 import dbt.cli.main  # noqa: F401
 import great_expectations  # noqa: F401
+import pandas  # noqa: F401
 import pandera.polars  # noqa: F401
 import pgpq  # noqa: F401
 import psycopg
@@ -38,6 +39,7 @@ from barecount_assets import lifecycle, stages
 from barecount_assets.cli import main as command_line
 from barecount_assets.cli import runs  # noqa: F401
 from barecount_assets.lifecycle import RunRequest
+from barecount_assets.stages import expectations
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.declarations import Declarations, load
 from resources.runners.stage import Stage, StageSpec
@@ -108,6 +110,8 @@ class Steps:
         self._before(SQLConnectionManager, "commit", lambda *_: "dbt: commit")
         self._before(os, "link", lambda _, key, *__: f"put: {key}")
         barecount_assets.runner.execute = self.execute
+        # In here, where its library is imported: a process of its own for each child would take longer than the child.
+        expectations.judge, expectations.start_ahead = expectations.validate, lambda: None
 
     def _before(self, owner: Any, name: str, label: Callable[..., str]) -> None:
         original = getattr(owner, name)

@@ -88,7 +88,7 @@ def test_evidence_says_where_a_stage_ran(in_process: Project, in_processes: Proj
 
 
 def test_no_payload_outlives_its_run(in_processes: Project) -> None:
-    left = [c for c in psutil.Process().children(recursive=True) if "barecount_assets.stages" in " ".join(c.cmdline())]
+    left = [c for c in psutil.Process().children(recursive=True) if "barecount_assets.stages" in c.cmdline()]
     assert left == []
 
 
