@@ -113,6 +113,14 @@ def probe(environment: StageEnvironment, manifest: Pipeline, request: RunRequest
     return receipts
 
 
+def import_ahead() -> None:
+    """Import what a run needs that finds something to do: for who has to wait for something else."""
+    import dagster_postgres  # noqa: F401
+
+    import barecount_assets.definitions
+    import barecount_assets.stages.ingestion.stage  # noqa: F401
+
+
 def run(
     environment: StageEnvironment, request: RunRequest, progress: Progress,
     on_receipt: Callable[[StageReceipt], None] | None = None,

@@ -26,6 +26,8 @@ import fcntl
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import re
 import shutil
 from bisect import bisect_left, bisect_right
@@ -427,6 +429,27 @@ def write_sample(
         if replaced.exists():
             shutil.rmtree(replaced)
     return facts
+
+
+def folder_of(data_dir: Path, tenant: str) -> Path:
+    """Where a tenant's sample lies in the data folder of a project."""
+    return data_dir / "sample" / tenant
+
+
+def write_ahead(data_dir: Path, tenant: str, *, niceness: int = 0) -> None:
+    """Let another process write a tenant's sample that is not there; who needs it calls `write_sample` all the same.
+
+    Args:
+        data_dir: of the project, see `folder_of`.
+        tenant: one of `TENANTS`.
+        niceness: of the process, from 0 to 19, as of the command `nice`.
+    """
+    directory = folder_of(data_dir, tenant)
+    if not directory.exists():
+        writing = multiprocessing.get_context("spawn").Process(
+            target=write_sample, args=(directory, tenant), daemon=True)
+        writing.start()
+        os.setpriority(os.PRIO_PROCESS, writing.pid, niceness)
 
 
 def write_upgraded_day(directory: Path, facts: SampleFacts) -> dt.date:

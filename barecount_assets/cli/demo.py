@@ -6,13 +6,12 @@ On the way a source drifts and is held until a steward accepts, and a refused re
 from __future__ import annotations
 
 import datetime as dt
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,14 @@ from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import drift_register
 from resources.governance.drift_register import Drift
 from resources.runners.stage import Stage
+from resources.runtime import embedded
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.settings import Settings
 
 PIPELINE = "order_to_cash"
 _EXPLAINED = ("dso", "2026-03")
 _CHART_WIDTH = 36
+_NICENESS = 5  # of what nobody waits for yet
 _UPGRADED_TENANT = "acme"
 _STEWARD = "marco.bianchi@finance.example"
 _TAX, _GROSS = 8, 9  # places in a line of the ERP's file
@@ -42,15 +43,18 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     console = output.console()
     if not as_json:
         console.print("[bold]BareCount demo[/]  source -> raw -> GDP -> KPI -> published, for two tenants\n")
-    _write_ahead(settings, sample.TENANTS[:1])
+    first, *others = sample.TENANTS
     dbt.parse_ahead(settings)
+    if not sample.folder_of(settings.data_dir, first).exists():
+        _import_while_the_server_starts(settings)
     environment = StageEnvironment.open(settings)
     tenants = environment.declarations.pipeline(PIPELINE).spec.tenants
     outcomes = []
     for tenant in tenants:
-        folder = _folder(settings, tenant)
+        folder = sample.folder_of(settings.data_dir, tenant)
         facts = sample.write_sample(folder, tenant)
-        _write_ahead(settings, sample.TENANTS)
+        for other in others:
+            sample.write_ahead(settings.data_dir, other, niceness=_NICENESS)
         upgraded = tenant == _UPGRADED_TENANT
         end = sample.write_upgraded_day(folder, facts) if upgraded else facts.end
         request = RunRequest(PIPELINE, tenant, facts.start, end)
@@ -74,17 +78,11 @@ def run(settings: Settings, *, as_json: bool) -> bool:
     return acted and proven
 
 
-def _folder(settings: Settings, tenant: str) -> Path:
-    return settings.data_dir / "sample" / tenant
-
-
-def _write_ahead(settings: Settings, tenants: Sequence[str]) -> None:
-    """Let other processes write what samples are not there; who needs one waits for it, or writes it after all."""
-    for tenant in tenants:
-        folder = _folder(settings, tenant)
-        if not folder.exists():
-            multiprocessing.get_context("spawn").Process(
-                target=sample.write_sample, args=(folder, tenant), daemon=True).start()
+def _import_while_the_server_starts(settings: Settings) -> None:
+    with ThreadPoolExecutor(1) as starting:
+        if settings.database_url is None:
+            starting.submit(embedded.start, settings.data_dir)  # who opens it starts it after all, and tells of errors
+        lifecycle.import_ahead()
 
 
 def _run(environment: StageEnvironment, request: RunRequest, *, quiet: bool) -> RunOutcome:

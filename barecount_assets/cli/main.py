@@ -209,6 +209,9 @@ def new(
 @command(app)
 def demo(as_json: Json = False) -> None:
     """The whole lifecycle on sample data, on embedded PostgreSQL, ending in a KPI and its proof."""
+    from barecount_assets import sample
+
+    sample.write_ahead(settings().data_dir, sample.TENANTS[0])  # while the rest is imported
     from barecount_assets.cli import demo as demo_module
 
     if not demo_module.run(settings(), as_json=as_json):
