@@ -66,9 +66,13 @@ def judge(kpi: Kpi, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> V
             pickle.dump((kpi, list(rows), list(columns)), process.stdin)
             process.stdin.flush()
             reply = pickle.load(process.stdout)
-        except (OSError, EOFError) as error:
+        except BaseException as error:
+            process.kill()  # what it would answer late would be taken for the verdict of the next gate
+            ended = process.wait()
+            if not isinstance(error, OSError | EOFError | pickle.UnpicklingError):
+                raise
             raise BareCountError(
-                ErrorCode.RUNNER_LOST, f"gate of {kpi.name}: the process that decides it ended with {process.wait()}",
+                ErrorCode.RUNNER_LOST, f"gate of {kpi.name}: the process that decides it ended with {ended}",
                 hint="nothing was published; run again, and look for what ends processes, such as a lack of memory",
                 retryable=True,
             ) from error

@@ -36,8 +36,8 @@ class ReadAhead:
     error of it is raised to who asks for that unit, and to nobody else.
     """
 
-    def __init__(self, connector: Connector, units: Sequence[Unit], schema: ExtractorSchema) -> None:
-        self._connector, self._schema = connector, schema
+    def __init__(self, connector: Connector, units: Sequence[Unit]) -> None:
+        self._connector = connector
         self._following = {unit: after for unit, after in pairwise(units) if after.sha256 is not None}
         self._pool = ThreadPoolExecutor(1, "ingestion-ahead")
         self._ahead: tuple[Unit, Future[_Begun]] | None = None
@@ -54,17 +54,19 @@ class ReadAhead:
 
     def observed_schema(self, unit: Unit) -> ObservedSchema:
         """See `Connector`."""
-        if self._ahead is None or self._ahead[0] != unit:
-            return self._connector.observed_schema(unit)
-        return self._ahead[1].result().observed
+        begun = self._begun(unit)
+        return self._connector.observed_schema(unit) if begun is None else begun.observed
 
     def read(self, unit: Unit, schema: ExtractorSchema) -> Iterator[ParsedBatch]:
         """See `Connector`; begins the next unit."""
-        begun = self._ahead[1].result() if self._ahead is not None and self._ahead[0] == unit else None
+        begun = self._begun(unit)
         following = self._following.get(unit)
-        self._ahead = following and (following, self._pool.submit(self._begin, following))
+        self._ahead = following and (following, self._pool.submit(self._begin, following, schema))
         return self._connector.read(unit, schema) if begun is None else chain(begun.first, begun.rest)
 
-    def _begin(self, unit: Unit) -> _Begun:
-        batches = self._connector.read(unit, self._schema)
+    def _begun(self, unit: Unit) -> _Begun | None:
+        return self._ahead[1].result() if self._ahead is not None and self._ahead[0] == unit else None
+
+    def _begin(self, unit: Unit, schema: ExtractorSchema) -> _Begun:
+        batches = self._connector.read(unit, schema)
         return _Begun(self._connector.observed_schema(unit), list(islice(batches, 1)), batches)

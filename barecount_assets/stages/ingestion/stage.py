@@ -83,7 +83,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             contracts=[extraction.hash, raw.hash],
             code=environment.code_version,
         )
-        reading = stack.enter_context(ReadAhead(connector, units, sources.extractor_schema(extraction)))
+        reading = stack.enter_context(ReadAhead(connector, units))
         landing = Landing(environment, spec, reading, extraction, raw, manifest.hash)
         if spec.probe and not (
             landing.all_known(connection, units) and _days_marked(connection, spec, source.dated, window)

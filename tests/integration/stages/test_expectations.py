@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -90,28 +93,56 @@ def test_a_process_that_dies_is_told_of_and_the_next_gate_gets_a_new_one(dso: Kp
     expectations.start_ahead()
     died = expectations._process
     assert died is not None
-    os.kill(died.pid, signal.SIGSTOP)  # so that it is there to be asked, and dies before it answers
-    killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({died.pid}, 9)"])
-    with pytest.raises(BareCountError, match="dso: the process that decides it ended with -9") as lost:
-        expectations.judge(dso, _series(dso), COLUMNS)
-    assert (lost.value.code, lost.value.retryable, killer.wait()) == (ErrorCode.RUNNER_LOST, True, 0)
+    os.kill(died.pid, signal.SIGSTOP)  # so that it is asked, and dies before it answers
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(expectations.judge, dso, _series(dso), COLUMNS)
+        until(lambda: _bytes_in(died) > 0)
+        died.kill()
+        with pytest.raises(BareCountError, match="dso: the process that decides it ended with -9") as lost:
+            asked.result()
+    assert (lost.value.code, lost.value.retryable) == (ErrorCode.RUNNER_LOST, True)
+    assert expectations.judge(dso, _series(dso), COLUMNS).passed
+
+
+def test_a_gate_that_is_given_up_leaves_no_answer_for_the_next_one(
+    dso: Kpi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expectations.start_ahead()
+    given_up = expectations._process
+    assert given_up is not None
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(expectations.pickle, "load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            expectations.judge(dso, _series(dso, value=Decimal(-1)), COLUMNS)
+    assert given_up.returncode is not None
     assert expectations.judge(dso, _series(dso), COLUMNS).passed
 
 
 def test_it_ends_with_the_process_that_started_it_however_that_ends() -> None:
     script = """
-import time
+import sys
 from barecount_assets.stages import expectations
 expectations.start_ahead()
 print(expectations._process.pid, flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
-    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    starter = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True)
     assert starter.stdout is not None
     process = int(starter.stdout.readline())
     starter.kill()
     starter.wait()
     until(lambda: not _is_running(process))
+
+
+def _bytes_in(process: subprocess.Popen[bytes]) -> int:
+    """What lies unread in the pipe to a process."""
+    assert process.stdin is not None
+    return int.from_bytes(fcntl.ioctl(process.stdin.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _is_running(process: int) -> bool:

@@ -65,7 +65,7 @@ def _expected(unit: Unit) -> list[str]:
 
 
 def test_every_unit_gives_what_it_would_give_alone() -> None:
-    with ReadAhead(Connector(), UNITS, SCHEMA) as reading:
+    with ReadAhead(Connector(), UNITS) as reading:
         for unit in UNITS:
             assert reading.observed_schema(unit).names == (unit.source_id,)
             assert _names(reading.read(unit, SCHEMA)) == _expected(unit)
@@ -73,7 +73,7 @@ def test_every_unit_gives_what_it_would_give_alone() -> None:
 
 def test_the_next_unit_is_begun_up_to_its_first_batch_before_this_one_is_read() -> None:
     connector = Connector()
-    with ReadAhead(connector, UNITS, SCHEMA) as reading:
+    with ReadAhead(connector, UNITS) as reading:
         batches = reading.read(UNITS[0], SCHEMA)
         connector.wait_for("day-2.0")
         assert connector.asked == ["day-2.0"]
@@ -83,14 +83,14 @@ def test_the_next_unit_is_begun_up_to_its_first_batch_before_this_one_is_read() 
 
 def test_nothing_is_read_where_nothing_is_asked_for() -> None:
     connector = Connector()
-    with ReadAhead(connector, UNITS, SCHEMA):
+    with ReadAhead(connector, UNITS):
         pass
     assert connector.asked == []
 
 
 def test_a_unit_that_is_left_out_leaves_no_trace() -> None:
     connector = Connector(broken={"day-2"})
-    with ReadAhead(connector, UNITS, SCHEMA) as reading:
+    with ReadAhead(connector, UNITS) as reading:
         for unit in (UNITS[0], UNITS[2], UNITS[3]):
             assert reading.observed_schema(unit).names == (unit.source_id,)
             assert _names(reading.read(unit, SCHEMA)) == _expected(unit)
@@ -98,7 +98,7 @@ def test_a_unit_that_is_left_out_leaves_no_trace() -> None:
 
 def test_an_error_is_raised_to_who_asks_for_the_unit() -> None:
     connector = Connector(broken={"day-2"})
-    with ReadAhead(connector, UNITS, SCHEMA) as reading:
+    with ReadAhead(connector, UNITS) as reading:
         assert _names(reading.read(UNITS[0], SCHEMA)) == _expected(UNITS[0])
         with pytest.raises(BareCountError, match="day-2 is cut off"):
             reading.observed_schema(UNITS[1])
@@ -107,6 +107,6 @@ def test_an_error_is_raised_to_who_asks_for_the_unit() -> None:
 def test_what_answers_over_a_network_is_asked_for_one_thing_at_a_time() -> None:
     streams = [Unit(unit.source_id, unit.uri, unit.partition_date) for unit in UNITS]
     connector = Connector()
-    with ReadAhead(connector, streams, SCHEMA) as reading:
+    with ReadAhead(connector, streams) as reading:
         assert _names(reading.read(streams[0], SCHEMA)) == _expected(streams[0])
     assert connector.asked == _expected(streams[0])
