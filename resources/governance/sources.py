@@ -185,7 +185,10 @@ class NoPages(Declared):
 
 
 class PageNumber(Declared):
-    """`?page=1`, `?page=2`, until the number at path `pages` is reached or, without it, a page is empty."""
+    """`?page=1`, `?page=2`, until the number at path `pages` is reached or, without it, a page is empty.
+
+    What is announced at `pages`, and at `total` (a number of records), must hold from the first page to the last.
+    """
 
     type: Literal["page"]
     param: Text = "page"
@@ -193,6 +196,7 @@ class PageNumber(Declared):
     size_param: Text | None = None
     size: int | None = Field(default=None, ge=1)
     pages: Text | None = None
+    total: Text | None = None
 
     @field_validator("size")
     @classmethod
@@ -203,7 +207,10 @@ class PageNumber(Declared):
 
 
 class Offset(Declared):
-    """`?offset=0&limit=500`, moved on by the records received, until the number at path `total` of them."""
+    """`?offset=0&limit=500`, moved on by the records received, until the number at path `total` of them.
+
+    That number must hold from the first page to the last, and be what came.
+    """
 
     type: Literal["offset"]
     offset_param: Text = "offset"

@@ -18,11 +18,17 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from resources.governance.drift import ObservedSchema
+from resources.runtime.errors import BareCountError
 
 __all__ = [
-    "EXTRA", "REJECT_SCHEMA", "ROW_NUMBER", "Connector", "ExtractorSchema", "Field", "ObservedSchema", "ParsedBatch",
-    "Unit", "Window", "json_payload",
+    "EXTRA", "REJECT_SCHEMA", "ROW_NUMBER", "ChangedInReading", "Connector", "ExtractorSchema", "Field",
+    "ObservedSchema", "ParsedBatch", "Unit", "Window", "json_payload",
 ]
+
+
+class ChangedInReading(BareCountError):
+    """A source changed while it was read, so that what was read is no state it ever had: read it from the start."""
+
 
 ROW_NUMBER = "_row_number"
 EXTRA = "_extra"

@@ -27,6 +27,7 @@ from barecount_assets.stages.ingestion.observing import RowObserver
 from barecount_assets.stages.ingestion.reading_ahead import ReadAhead
 from barecount_assets.stages.ingestion.records import (
     REJECT_SCHEMA,
+    ChangedInReading,
     Connector,
     ObservedSchema,
     ParsedBatch,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 _NOT_IN_EVIDENCE = {"batch_id", "is_current", "run_token", "observed_names", "replay_of", "supersedes"}
 _QUEUE_BATCHES = 2
+_READINGS = 3  # of one unit, whose source changes while it is read
 
 
 def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
@@ -154,9 +156,15 @@ class Landing:
             known = self._known(connection, unit, unit.sha256)
             if known is not None:
                 return self._recognise(connection, unit, known)
-        observed = self._connector.observed_schema(unit)
-        with unavailable_as_error():
-            return self._copy(connection, unit, observed, self._connector.read(unit, self._schema))
+        for reading in range(1, _READINGS + 1):
+            observed = self._connector.observed_schema(unit)
+            try:
+                with unavailable_as_error():
+                    return self._copy(connection, unit, observed, self._connector.read(unit, self._schema))
+            except ChangedInReading:  # nothing of it has landed
+                if reading == _READINGS:
+                    raise
+        raise AssertionError("a unit is read at least once")
 
     def settle(self, connection: psycopg.Connection, source: AnySource) -> tuple[dict[int, dict[str, Any]], int]:
         """Let every batch go on that need not wait any longer.

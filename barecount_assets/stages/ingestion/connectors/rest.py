@@ -4,6 +4,10 @@ One unit is one date (`{date}` in the URL or a parameter), one slice of time (`{
 URL answers. Its pages are fetched one after the other, as their records are read, so memory is bounded by
 `max_response_bytes`; the records themselves are judged exactly as lines of JSON Lines are.
 
+Pages that are counted from the start (page, offset) belong together only while the source stands still: where it
+announces how much it has, an announcement that changes from page to page, or that the records do not keep, is
+`ChangedInReading`. Whoever reads starts again.
+
 A GET is safe to repeat, hence failures that may pass (429, 500, 502, 503, 504, a time-out, a broken
 connection) are tried again, and a page is taken apart only once it is whole.
 
@@ -33,6 +37,7 @@ import httpx
 from barecount_assets.stages.ingestion.connectors.jsonl import JsonlFormat
 from barecount_assets.stages.ingestion.connectors.references import Lookup, References
 from barecount_assets.stages.ingestion.records import (
+    ChangedInReading,
     ExtractorSchema,
     ObservedSchema,
     ParsedBatch,
@@ -159,7 +164,8 @@ class RestConnector:
 
         Raises BareCountError: source.unavailable (retryable: attempts used up), source.unreadable (401, 403,
         other refusals), source.not_found (404, 410, a redirect), source.malformed (no JSON, no array at the
-        path, too large, pages in a circle or without end).
+        path, too large, pages in a circle or without end). Raises ChangedInReading when the number of records or
+        pages that is announced changes, or is not what came.
         """
         with closing(self._pages(unit)) as pages:
             yield from JsonlFormat().read(_Lines(pages), schema, unit.uri)
@@ -355,6 +361,7 @@ class _Walk:
         self._pagination = pagination
         self._first = first
         self._received = 0
+        self._announced: dict[str, int] = {}
         self._seen: set[bytes] = set()
         match pagination:
             case PageNumber(param=param, start=start):
@@ -369,17 +376,18 @@ class _Walk:
         """Point `url` at the page after `page`; False when that was the last."""
         self._received += len(page.records)
         match self._pagination:
-            case PageNumber(param=param, start=start, pages=path):
-                pages = _count(page, path)
+            case PageNumber(param=param, start=start, pages=path, total=total_path):
+                pages = self._unchanged(page, path)
+                total = self._unchanged(page, total_path)
                 if page.number >= pages if pages is not None else not page.records:
+                    self._require_all(page, total)
                     return False
                 self._once(page, hashlib.sha256(page.text.encode()).digest(), "the page before again")
                 self.url = self.url.copy_set_param(param, start + page.number)
             case Offset(offset_param=param, total=path):
-                total = _count(page, path)
-                if not page.records and total is not None and self._received < total:
-                    raise _odd(page, f"no records after {self._received} of the {total} it announced", True)
+                total = self._unchanged(page, path)
                 if not page.records or (total is not None and self._received >= total):
+                    self._require_all(page, total)
                     return False
                 self._once(page, hashlib.sha256(page.text.encode()).digest(), "the page before again")
                 self.url = self.url.copy_set_param(param, self._received)
@@ -406,6 +414,21 @@ class _Walk:
                 return False
         return True
 
+    def _unchanged(self, page: _Page, path: str | None) -> int | None:
+        """What the page announces at a path, which is what the first one announced; None when none is declared."""
+        announced = _count(page, path)
+        if path is None or announced is None:
+            return None
+        first = self._announced.setdefault(path, announced)
+        if announced != first:
+            raise _changed(page, f"announced {announced} at {path!r}, the first page {first}")
+        return announced
+
+    def _require_all(self, page: _Page, total: int | None) -> None:
+        if total is not None and self._received != total:
+            found = f"is the last, and the pages brought {self._received} records of the {total} announced"
+            raise _changed(page, found)
+
     def _once(self, page: _Page, mark: bytes, what: str) -> None:
         """Raise source.malformed when the mark of a page was met before."""
         if mark in self._seen:
@@ -423,12 +446,21 @@ def _count(page: _Page, path: str | None) -> int | None:
     return int(value)
 
 
-def _odd(page: _Page, found: str, retryable: bool = False) -> BareCountError:
+def _odd(page: _Page, found: str) -> BareCountError:
     return BareCountError(
         ErrorCode.SOURCE_MALFORMED,
         f"page {page.number} of {_shown(page.url)} answered with {found}",
         hint="check pagination against the API's documentation",
-        retryable=retryable,
+    )
+
+
+def _changed(page: _Page, found: str) -> ChangedInReading:
+    return ChangedInReading(
+        ErrorCode.SOURCE_UNAVAILABLE,
+        f"the source changed while it was read: page {page.number} of {_shown(page.url)} {found}",
+        hint="run again when it stands still; if this never ends, the API's count is of something else: leave it out "
+        "of pagination, or page by cursor",
+        retryable=True,
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from barecount_assets.stages.ingestion.connectors.references import Lookup
 from barecount_assets.stages.ingestion.connectors.rest import RestConnector
-from barecount_assets.stages.ingestion.records import ExtractorSchema, Field, Window
+from barecount_assets.stages.ingestion.records import ChangedInReading, ExtractorSchema, Field, Window
 from resources.governance.sources import RestSource
 from resources.runtime.errors import BareCountError, ErrorCode
 
@@ -250,19 +250,37 @@ class TestPagination:
             assert Reader(url, pagination={"type": "offset", "limit": 100}).ids() == [1, 2, 3, 4, 5]
         assert [request.query["offset"] for request in seen] == ["0", "2", "4", "5"]
 
-    def test_fewer_records_than_announced_are_refused(self):
+    @pytest.mark.parametrize("announced", [3, 5])
+    def test_another_number_of_records_than_announced_is_a_changed_source(self, announced):
         def respond(request, _):
             offset = int(request.query["offset"])
-            return Answer({"total": 5, "items": rows(max(0, min(2, 4 - offset)), first=offset + 1)})
+            return Answer({"total": announced, "items": rows(max(0, min(2, 4 - offset)), first=offset + 1)})
 
         with (
             api(respond) as (url, _),
-            pytest.raises(BareCountError, match="no records after 4 of the 5") as refused,
+            pytest.raises(ChangedInReading, match=f"4 records of the {announced} announced") as refused,
         ):
             Reader(
                 url, records="items", pagination={"type": "offset", "limit": 2, "total": "total"}
             ).batches()
         assert refused.value.retryable
+
+    @pytest.mark.parametrize(
+        ("pagination", "said"),
+        [
+            ({"type": "offset", "limit": 2, "total": "total"}, "announced 5 at 'total', the first page 6"),
+            ({"type": "page", "pages": "pages"}, "announced 2 at 'pages', the first page 3"),
+            ({"type": "page", "total": "total"}, "announced 5 at 'total', the first page 6"),
+        ],
+    )
+    def test_an_announcement_that_changes_from_page_to_page_is_a_changed_source(self, pagination, said):
+        def respond(request, count):
+            document = {"total": 6, "pages": 3} if count == 1 else {"total": 5, "pages": 2}
+            return Answer({**document, "items": rows(2, first=2 * count - 1)})
+
+        with api(respond) as (url, _), pytest.raises(ChangedInReading, match=said) as refused:
+            Reader(url, records="items", pagination=pagination).batches()
+        assert refused.value.code is ErrorCode.SOURCE_UNAVAILABLE
 
     def test_a_cursor_in_the_body_is_followed_until_it_is_null(self):
         following = {None: ("b", 1), "b": (3, 2), "3": (None, 3)}
