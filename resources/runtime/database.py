@@ -54,8 +54,7 @@ class Database:
         if settings.database_url:
             database = cls(settings.database_url, is_embedded=False)
         else:
-            url = embedded.running_url(settings.data_dir) or embedded.start(settings.data_dir)
-            database = cls(url, is_embedded=True)
+            database = cls(embedded.start(settings.data_dir), is_embedded=True)
         from resources.runtime import migrations
 
         if database.is_embedded or migrate:
@@ -98,7 +97,8 @@ class Database:
     def analyst_url(self, tenant_id: str) -> str:
         """URL that connects as the analyst of one tenant.
 
-        The embedded server trusts its socket; elsewhere the role gets a fresh password that ends after a day.
+        The embedded server admits accounts of the machine; elsewhere the role gets a fresh password that ends after
+        a day.
 
         Raises:
             BareCountError: declaration.unknown when the tenant has no analyst role yet.

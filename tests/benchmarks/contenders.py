@@ -81,7 +81,7 @@ def dlt(task: dict[str, Any], file_format: str | None = None) -> Contender:
     from dlt.destinations.impl.postgres.configuration import PostgresCredentials
 
     rows = library.resource(lambda: _lineitem(task), name="lineitem")
-    credentials = PostgresCredentials(task["url"].replace("postgres:@/", "postgres:none@localhost:5432/"))
+    credentials = PostgresCredentials(task["url"].replace("postgres@/", "postgres:none@localhost:5432/"))
     pipeline = library.pipeline(
         "benchmark", destination=library.destinations.postgres(credentials), dataset_name="dlt",
         pipelines_dir=str(Path(task["work"]) / "dlt"),

