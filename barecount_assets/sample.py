@@ -449,7 +449,8 @@ def write_ahead(data_dir: Path, tenant: str, *, niceness: int = 0) -> None:
         writing = multiprocessing.get_context("spawn").Process(
             target=write_sample, args=(directory, tenant), daemon=True)
         writing.start()
-        os.setpriority(os.PRIO_PROCESS, writing.pid, niceness)
+        if niceness > os.getpriority(os.PRIO_PROCESS, 0):  # only root may lower it
+            os.setpriority(os.PRIO_PROCESS, writing.pid, niceness)
 
 
 def write_upgraded_day(directory: Path, facts: SampleFacts) -> dt.date:
