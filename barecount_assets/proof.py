@@ -6,7 +6,6 @@ object are recomputed and compared with the evidence, and the tenant's whole cha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,26 +14,15 @@ import psycopg
 from psycopg import sql
 
 from barecount_assets.stages.environment import StageEnvironment
+from barecount_assets.stages.verification import Normalized, Verified, contract_of_then, evidence, verify_gdps
 from resources.governance import drift_register
+from resources.governance.declarations import KPI_COLUMNS
 from resources.governance.kpis import Kpi
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
-from resources.storage import gdp_store, published_store
+from resources.storage import published_store
 from resources.trust import checkpoints, ledger
 from resources.trust.signing import KeyStore
-
-
-@dataclass(frozen=True)
-class Verified:
-    """One comparison: what it is about, what the evidence says, what was found now."""
-
-    name: str
-    expected: str
-    found: str
-
-    @property
-    def ok(self) -> bool:
-        return self.expected == self.found
 
 
 @dataclass(frozen=True)
@@ -94,14 +82,15 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
     with environment.database.transaction() as connection:
         connection.execute("set transaction isolation level repeatable read")
         publication = _publication(connection, tenant_id, kpi.name)
-        columns = environment.declarations.contract(f"{kpi.metadata.pipeline}.{kpi.name}", "activation").column_names
+        columns = _columns(connection, environment, kpi, publication)
         values = _values(connection, kpi, tenant_id, publication["version"], columns, period)
-        published = _entry(connection, tenant_id, publication["evidence_seq"])
-        build = _entry(connection, tenant_id, published["build"]["evidence"])
-        normalized = _entry(connection, tenant_id, build["gdp"]["evidence"])
+        published = evidence(connection, tenant_id, publication["evidence_seq"])
+        build = evidence(connection, tenant_id, published["build"]["evidence"])
+        normalized = evidence(connection, tenant_id, build["gdp"]["evidence"])
         verified = [
             *_verify_snapshot(connection, kpi, tenant_id, publication, published, columns),
-            *_verify_gdps(connection, environment, kpi.metadata.pipeline, tenant_id, publication["run_id"], normalized),
+            *verify_gdps(connection, environment.declarations, Normalized(
+                kpi.metadata.pipeline, tenant_id, publication["run_id"], normalized)),
         ]
         batches, checks, expired = _batches(connection, environment, tenant_id, normalized["inputs"])
         inclusion = None if findings else _inclusion(connection, tenant_id, publication["evidence_seq"])
@@ -201,6 +190,16 @@ def _publication(connection: psycopg.Connection, tenant_id: str, name: str) -> d
     return rows[0]
 
 
+def _columns(
+    connection: psycopg.Connection, environment: StageEnvironment, kpi: Kpi, publication: Mapping[str, Any]
+) -> Sequence[str]:
+    """Columns of a publication: those of the contract it was made under, which may have others by now."""
+    dataset = f"{kpi.metadata.pipeline}.{kpi.name}"
+    contract = contract_of_then(
+        connection, environment.declarations, dataset, "activation", publication["contract_version"])
+    return (contract or environment.declarations.contract(dataset, "activation")).column_names
+
+
 def _values(
     connection: psycopg.Connection, kpi: Kpi, tenant_id: str, version: int, columns: Sequence[str], period: str
 ) -> list[dict[str, Any]]:
@@ -209,7 +208,7 @@ def _values(
     ).format(
         sql.SQL(", ").join(map(sql.Identifier, columns)),
         sql.Identifier(published_store.SCHEMA, f"snapshot__{kpi.name}"),
-        sql.SQL(", ").join(map(sql.Identifier, ("grain", *kpi.dimensions))),
+        sql.SQL(", ").join(map(sql.Identifier, ("grain", *(c for c in columns if c not in KPI_COLUMNS)))),
     )
     rows = fetch_dicts(connection, statement.as_string(connection), (tenant_id, version, period))
     if not rows:
@@ -226,19 +225,6 @@ def _values(
     return rows
 
 
-def _entry(connection: psycopg.Connection, tenant_id: str, seq: int) -> dict[str, Any]:
-    rows = fetch(connection, "select body from platform.evidence where tenant_id = $1 and seq = $2", (tenant_id, seq))
-    if not rows:
-        raise BareCountError(ErrorCode.EVIDENCE_BROKEN, f"evidence entry {seq} of tenant {tenant_id} is gone",
-                             hint="run `barecount evidence verify`")
-    try:
-        return json.loads(rows[0][0])["payload"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BareCountError(
-            ErrorCode.EVIDENCE_BROKEN, f"evidence entry {seq} of tenant {tenant_id} is not a ledger entry",
-            hint="run `barecount evidence verify`") from error
-
-
 def _newest_version(connection: psycopg.Connection, tenant_id: str, name: str) -> str:
     """Version of the newest publication on record: a pointer that was turned back shows."""
     rows = fetch(
@@ -246,7 +232,7 @@ def _newest_version(connection: psycopg.Connection, tenant_id: str, name: str) -
         "select max(seq) from platform.evidence where tenant_id = $1 and kind = 'kpi.published' and subject = $2",
         (tenant_id, name),
     )
-    return "none" if rows[0][0] is None else str(_entry(connection, tenant_id, rows[0][0])["version"])
+    return "none" if rows[0][0] is None else str(evidence(connection, tenant_id, rows[0][0])["version"])
 
 
 def _verify_snapshot(
@@ -266,36 +252,17 @@ def _verify_snapshot(
     ]
 
 
-def _verify_gdps(
-    connection: psycopg.Connection, environment: StageEnvironment, pipeline: str, tenant_id: str, run_id: int,
-    normalized: Mapping[str, Any],
-) -> list[Verified]:
-    """The GDPs as of the run: by the hashes their rows carry, and by hashes computed again from the rows' values.
-
-    Values cannot be hashed again as they were when the contract has become another one since.
-    """
-    verified = []
-    for model, output in normalized["outputs"].items():
-        expected, name = output["content_sha256"], f"GDP {model} as of run {run_id}"
-        carried, _ = gdp_store.as_of_hash(connection, model, tenant_id, run_id)
-        verified.append(Verified(f"{name}, its rows' hashes", expected, carried))
-        contract = environment.declarations.contract(f"{pipeline}.{model}", "gold")
-        if contract.version == normalized["contracts"].get(model):
-            columns = [(column.name, column.physical_type) for column in contract.columns]
-            computed, _ = gdp_store.recomputed_hash(connection, model, tenant_id, run_id, columns)
-            verified.append(Verified(f"{name}, its rows' values", expected, computed))
-    return verified
-
-
 def _gdps(kpi: Kpi, normalized: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The GDPs that the KPI depends on; all of the run's where it depends on one that the run did not have."""
     wanted = [dependency.gdp for dependency in kpi.spec.depends_on]
+    names = wanted if set(wanted) <= set(normalized["outputs"]) else list(normalized["outputs"])
     return [{"name": name, **normalized["outputs"][name], "contract_version": normalized["contracts"].get(name)}
-            for name in wanted]
+            for name in names]
 
 
 def _gates(connection: psycopg.Connection, tenant_id: str, published: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"gate": gate, "evidence": seq, "summary": _entry(connection, tenant_id, seq)["summary"]}
+        {"gate": gate, "evidence": seq, "summary": evidence(connection, tenant_id, seq)["summary"]}
         for gate, seq in published["gates"].items()
     ]
 
@@ -320,9 +287,9 @@ def _batches(
             checks.append(Verified(f"raw batch {dataset}/{source_id}", content, "not registered"))
             continue
         batches.append(batch)
-        recorded = _entry(connection, tenant_id, batch["evidence_seq"])["object_sha256"]
+        recorded = evidence(connection, tenant_id, batch["evidence_seq"])["object_sha256"]
         if batch["expired_at"] is not None:
-            named = _entry(connection, tenant_id, batch["expired_in_entry"])["batches"]
+            named = evidence(connection, tenant_id, batch["expired_in_entry"])["batches"]
             listed = next((b["object_sha256"] for b in named if b["object_key"] == batch["object_key"]), "not named")
             checks.append(Verified(f"expired raw object of {dataset}/{source_id}, as named then", recorded, listed))
             expired.append(batch)

@@ -6,6 +6,7 @@ from collections import Counter
 
 from barecount_assets.cli import output
 from barecount_assets.proof import Proof
+from resources.governance.declarations import KPI_COLUMNS
 
 _LISTED_BATCHES = 8
 
@@ -18,7 +19,7 @@ def show(proof: Proof, *, as_json: bool) -> None:
     console = output.console()
     console.print(f"[bold]{proof.kpi}[/] {proof.period}, tenant {proof.tenant_id}, KPI version {proof.kpi_version}")
     console.print(f"  formula: {proof.formula}  (unit: {proof.unit})")
-    dimensions = [name for name in proof.values[0] if name not in _FIXED]
+    dimensions = [name for name in proof.values[0] if name not in KPI_COLUMNS]
     console.print(output.table(
         None, ("grain", *dimensions, "value", "numerator", "denominator", "GDP rows"),
         [(v["grain"], *(v[d] or "all" for d in dimensions), _number(v["value"]), _number(v["numerator"]),
@@ -77,7 +78,3 @@ def show(proof: Proof, *, as_json: bool) -> None:
 
 def _number(value: object) -> str:
     return "" if value is None else f"{value:,}"
-
-
-_FIXED = {"tenant_id", "grain", "period", "period_start", "fiscal_year", "fiscal_period", "value", "numerator",
-          "denominator", "source_rows", "kpi_version"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from barecount_assets.stages import dbt, engines, gates, history, lineage
+from barecount_assets.stages import dbt, engines, gates, history, lineage, verification
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.gates import GateResult
 from barecount_assets.stages.normalization import test_outcomes
@@ -24,7 +24,7 @@ from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, S
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch
 from resources.runtime.errors import BareCountError, ErrorCode
-from resources.storage import gdp_store, kpi_store
+from resources.storage import gdp_store, kpi_store, model_tables
 from resources.trust import ledger
 
 
@@ -40,6 +40,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                 f"{spec.pipeline} has no committed GDPs for tenant {spec.tenant_id}",
                 hint="materialize its GDPs first",
             )
+        _require_columns_of_now(connection, environment, spec, gdp)
         calendar = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.CALENDAR)
         last = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.KPI_BUILD)
         tenant = environment.declarations.tenant(spec.tenant_id)
@@ -73,6 +74,10 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             "currency": tenant.spec.currency,
         }
         with environment.building(connection, spec.pipeline):
+            for kpi in kpis:
+                activation = environment.declarations.contract(f"{spec.pipeline}.{kpi.name}", "activation")
+                model_tables.conform(connection, kpi_store.SCHEMA, kpi.name, activation.column_types, (),
+                                     activation.required_columns)
             results = engines.build(environment, manifest.spec.transforms.engine, spec.tenant_id, spec.pipeline,
                                     [kpi.name for kpi in kpis], variables, progress)
         progress("gates", 0, len(kpis))
@@ -80,6 +85,28 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         with connection.transaction():
             return _commit(connection, spec, environment, manifest, kpis, gdp, token, identity, definition, results,
                            decided, periods)
+
+
+def _require_columns_of_now(
+    connection: psycopg.Connection, environment: StageEnvironment, spec: StageSpec, gdp: history.FinishedStage
+) -> None:
+    """A KPI reads the columns that its GDPs have now: rows of a tenant from before have nothing in new ones.
+
+    Raises:
+        BareCountError: evidence.missing for GDPs that were made under a contract with other columns.
+    """
+    versions = verification.evidence(connection, spec.tenant_id, gdp.evidence_seq)["contracts"]
+    for model in environment.declarations.pipeline(spec.pipeline).spec.transforms.gdp:
+        dataset = f"{spec.pipeline}.{model}"
+        declared = environment.declarations.contract(dataset, "gold")
+        before = verification.contract_of_then(
+            connection, environment.declarations, dataset, "gold", versions.get(model))
+        if before is None or before.column_types != declared.column_types:
+            raise BareCountError(
+                ErrorCode.EVIDENCE_MISSING,
+                f"the GDP {model} of tenant {spec.tenant_id} was made under version {versions.get(model, 'none')} of "
+                f"its contract, which has other columns than version {declared.version}",
+                hint="materialize its GDPs first")
 
 
 def _commit(

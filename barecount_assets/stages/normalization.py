@@ -24,7 +24,7 @@ from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec, run_token
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
-from resources.storage import gdp_store, raw_tables, retention
+from resources.storage import gdp_store, model_tables, raw_tables, retention
 
 
 def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
@@ -82,6 +82,10 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         selected = [*models, *(f"{model}__rejected" for model in models)]
         # The tables of rejected records hold one tenant's at a time: they are read before another tenant builds.
         with environment.building(connection, spec.pipeline):
+            for model in models:
+                gold = environment.declarations.contract(f"{spec.pipeline}.{model}", "gold")
+                model_tables.conform(connection, gdp_store.SCHEMA, model, gold.column_types, gdp_store.VERSION_COLUMNS,
+                                     gold.required_columns)
             results = engines.build(environment, manifest.spec.transforms.engine, spec.tenant_id, spec.pipeline,
                                     selected, variables, progress)
             with connection.transaction():

@@ -13,10 +13,11 @@ from typing import Any
 import psycopg
 
 from barecount_assets import admission
-from barecount_assets.stages import history, kpi_events, lineage, obligations
+from barecount_assets.stages import history, kpi_events, lineage, obligations, verification
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.contracts import Contract
 from resources.governance.kpis import Kpi
+from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import Output, Stage, StageReceipt, StageSpec
 from resources.runtime.database import fetch, fetch_dicts
@@ -35,6 +36,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
         build = _publishable_build(connection, spec)
+        _require_same_declarations(environment, manifest, build)
         last = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.PUBLISH)
         identity = {"stage": Stage.PUBLISH, "tenant": spec.tenant_id, "pipeline": spec.pipeline,
                     "build": build.run_token, "code": environment.code_version,
@@ -52,11 +54,12 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         admission.admit_publication(environment, connection, manifest, spec.tenant_id, token, len(gates))
         outputs = []
         with connection.transaction():
+            _require_provable(connection, environment, spec, last)
             for number, name in enumerate(manifest.spec.kpis):
                 progress(f"publish {name}", number, len(manifest.spec.kpis))
                 kpi = environment.declarations.kpi(name)
                 contract = environment.declarations.contract(f"{spec.pipeline}.{name}", "activation")
-                outputs.append(_publish(connection, spec, token, build, kpi, contract, gates))
+                outputs.append(_publish(connection, environment, spec, token, build, kpi, contract, gates))
             published = [output for output in outputs if output.facts["state"] == "published"]
             receipt = StageReceipt(
                 stage=Stage.PUBLISH, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,
@@ -76,6 +79,18 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             )
         progress("publish", len(manifest.spec.kpis), len(manifest.spec.kpis))
         return receipt
+
+
+def _require_provable(
+    connection: psycopg.Connection, environment: StageEnvironment, spec: StageSpec, last: history.FinishedStage | None
+) -> None:
+    """The comparison that `explain` makes, before anything becomes current. Raises BareCountError evidence.broken."""
+    gdp = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION)
+    assert gdp is not None and gdp.run_id is not None
+    normalized = verification.Normalized(
+        spec.pipeline, spec.tenant_id, gdp.run_id, verification.evidence(connection, spec.tenant_id, gdp.evidence_seq))
+    published_run = int(last.receipt.facts["run_id"]) if last is not None else 0
+    verification.require_provable(connection, environment.declarations, normalized, published_run)
 
 
 def _publishable_build(connection: psycopg.Connection, spec: StageSpec) -> history.FinishedStage:
@@ -100,6 +115,20 @@ def _publishable_build(connection: psycopg.Connection, spec: StageSpec) -> histo
     return build
 
 
+def _require_same_declarations(
+    environment: StageEnvironment, manifest: Pipeline, build: history.FinishedStage
+) -> None:
+    """A build is published under the declarations it was made by. Raises BareCountError evidence.missing."""
+    declared = environment.declarations
+    kpis = {name: declared.kpi(name).hash for name in manifest.spec.kpis}
+    contracts = [declared.contract(f"{manifest.name}.{name}", "activation").hash for name in manifest.spec.kpis]
+    if (build.basis.get("kpis"), build.basis.get("contracts")) != (kpis, contracts):
+        raise BareCountError(
+            ErrorCode.EVIDENCE_MISSING,
+            f"KPIs of {manifest.name} or their contracts are declared otherwise than when they were built",
+            hint="materialize its KPIs first")
+
+
 def _gates(connection: psycopg.Connection, spec: StageSpec, token: str) -> list[dict[str, Any]]:
     return fetch_dicts(
         connection,
@@ -110,8 +139,8 @@ def _gates(connection: psycopg.Connection, spec: StageSpec, token: str) -> list[
 
 
 def _publish(
-    connection: psycopg.Connection, spec: StageSpec, token: str, build: history.FinishedStage, kpi: Kpi,
-    contract: Contract, gates: Sequence[dict[str, Any]],
+    connection: psycopg.Connection, environment: StageEnvironment, spec: StageSpec, token: str,
+    build: history.FinishedStage, kpi: Kpi, contract: Contract, gates: Sequence[dict[str, Any]],
 ) -> Output:
     columns = contract.column_names
     published_store.ensure(connection, kpi.name, contract.column_types)
@@ -156,9 +185,24 @@ def _publish(
     fetch(connection, _PUBLICATION, (spec.tenant_id, kpi.name, version, spec.pipeline, token, build.run_id, content,
                                      rows, kpi.metadata.version, contract.version, contract.hash, seq))
     published_store.make_current(connection, kpi.name, spec.tenant_id, version)
+    published_store.ensure(connection, kpi.name, contract.column_types)  # columns that only the version before had
     kpi_events.append(connection, kpi, kpi_events.Publication(
-        spec.tenant_id, spec.pipeline, version, current["version"] if current else None, token, seq))
+        spec.tenant_id, spec.pipeline, version, _comparable(connection, environment, kpi, contract, current), token,
+        seq))
     return Output(kpi.name, content, rows, {"state": "published", "version": version})
+
+
+def _comparable(
+    connection: psycopg.Connection, environment: StageEnvironment, kpi: Kpi, contract: Contract,
+    current: dict[str, Any] | None,
+) -> int | None:
+    """The version whose values the new ones can be compared with, one by one: the last, if it has the same columns."""
+    if current is None:
+        return None
+    before = verification.contract_of_then(
+        connection, environment.declarations, f"{kpi.metadata.pipeline}.{kpi.name}", "activation",
+        current["contract_version"])
+    return current["version"] if before is not None and before.column_names == contract.column_names else None
 
 
 def _current(connection: psycopg.Connection, tenant_id: str, name: str) -> dict[str, Any] | None:

@@ -1,7 +1,10 @@
 {#-
   Versioned GDP tables. A table holds every version of every row: business columns, `tenant_id`, `row_hash`
-  (SHA-256 of the business columns), `row_version` (1, 2, ... per key), `valid_from_run` and `valid_to_run`
-  (null: the head, what holds now). As of a run means: opened by it or before, not closed by it or before.
+  (SHA-256 of the business columns: names, types and values), `row_version` (1, 2, ... per key), `valid_from_run` and
+  `valid_to_run` (null: the head, what holds now). As of a run means: opened by it or before, not closed by it or before.
+
+  Before a run the platform gives a table the columns that its model declares now (resources/storage/model_tables.py);
+  other columns that it once had keep the values of older versions, under other names.
 -#}
 
 {#- Derived table: the tenant's head rows of a GDP model. -#}
@@ -12,12 +15,43 @@
 )
 {%- endmacro %}
 
+{#- A declared type as contracts write it: one spelling for each. -#}
+{% macro contract_type(type) -%}
+    {%- set text = type | lower | trim -%}
+    {%- if text.startswith('decimal') or text.startswith('numeric') -%}
+        {{ return(text | replace('decimal', 'numeric') | replace(' ', '')) }}
+    {%- endif -%}
+    {%- set synonyms = {
+        'int': 'integer', 'int4': 'integer', 'int8': 'bigint', 'int2': 'smallint', 'bool': 'boolean', 'varchar': 'text',
+        'character varying': 'text', 'string': 'text', 'float8': 'double precision',
+        'timestamp without time zone': 'timestamp'
+    } -%}
+    {{ return(synonyms.get(text, text)) }}
+{%- endmacro %}
+
+{#- The business columns of the model being run, as a list of {name, data_type, ...}. -#}
+{% macro business_columns() -%}
+    {{ return(declared_columns() | rejectattr('name', 'in', version_columns()) | list) }}
+{%- endmacro %}
+
+{#-
+  Which columns a row hash is of, 32 characters: equal values of other columns are another row. It only has to tell the
+  shapes apart that one model ever had, so MD5, which dbt offers, is enough.
+-#}
+{% macro columns_label() -%}
+    {%- set listed = [] -%}
+    {%- for column in business_columns() -%}
+        {%- do listed.append(column['name'] ~ ' ' ~ contract_type(column['data_type']) ~ ';') -%}
+    {%- endfor -%}
+    {{ return(local_md5(listed | join)) }}
+{%- endmacro %}
+
 {#-
   Text of a column such that different values, null included, never give the same concatenation: free text is
   prefixed with its length, everything else has a fixed alphabet and ends in a semicolon.
 -#}
-{% macro canonical_text(column) -%}
-    {%- set name = column['name'] -%}
+{% macro canonical_text(column, alias=none) -%}
+    {%- set name = (alias ~ '.' if alias else '') ~ column['name'] -%}
     {%- set type = column['data_type'] | lower | trim -%}
     {%- set text = dbt.type_string() -%}
     {%- if type in ('text', 'varchar', 'string') -%}
@@ -39,19 +73,36 @@
     {{ return("coalesce(" ~ rendered ~ ", '') || ';'") }}
 {%- endmacro %}
 
-{#- SHA-256 over the business columns in their declared order. -#}
+{#- SHA-256 over the business columns in their declared order: which they are, and their values. -#}
 {% macro row_hash() -%}
-    {%- set parts = [] -%}
-    {%- for column in declared_columns() if column['name'] not in version_columns() -%}
+    {%- set parts = ["'" ~ columns_label() ~ "'"] -%}
+    {%- for column in business_columns() -%}
         {%- do parts.append(canonical_text(column)) -%}
     {%- endfor -%}
     {{ return(sha256_bytes(parts | join(' || '))) }}
 {%- endmacro %}
 
+{#-
+  Predicate: the version `version` has the row that `computed` has, key apart. Versions written before hashes covered
+  the columns carry a hash of the values alone; they count as equal when they also have these values in these columns,
+  so that new software gives no row a new version for its own sake.
+-#}
+{% macro same_content(version, computed) -%}
+    {%- set values, hashed = [], [] -%}
+    {%- for column in business_columns() -%}
+        {%- do hashed.append(canonical_text(column, computed)) -%}
+        {%- do values.append(version ~ '.' ~ column['name'] ~ ' is not distinct from ' ~ computed ~ '.' ~ column['name']) -%}
+    {%- endfor -%}
+    {{ return(
+        '(' ~ version ~ '.row_hash = ' ~ computed ~ '.row_hash or (' ~ version ~ '.row_hash = '
+        ~ sha256_bytes(hashed | join(' || ')) ~ ' and ' ~ values | join(' and ') ~ '))'
+    ) }}
+{%- endmacro %}
+
 {#- Select of a model's rows in declared order, stamped as first versions opened by this run. -#}
 {% macro versioned(rows) -%}
 select
-    {%- for column in (declared_columns() if execute else []) if column['name'] not in version_columns() %}
+    {%- for column in (business_columns() if execute else []) %}
     cast({{ column['name'] }} as {{ column_type(column['data_type']) }}) as {{ column['name'] }},
     {%- endfor %}
     cast({{ run_tenant() }} as {{ dbt.type_string() }}) as tenant_id,
@@ -89,10 +140,11 @@ from {{ rows }}
 {% macro default__history_sql(target, computed, key, columns) -%}
 {%- set tenant = run_tenant() -%}
 {%- set run = run_id() -%}
-{%- set same_row = same_key('computed', 'version', key + ['row_hash']) -%}
+{%- set same_row = same_key('computed', 'version', key) ~ ' and ' ~ same_content('version', 'computed') -%}
 {%- set inside_scope = in_scope('version.' ~ (declared('scope')['key'])) -%}
 {{ join_freely() }}
 {{ refresh_statistics(computed) }}
+{{ forget_other_key(target, key) }}
 
 -- An earlier attempt of this run opened it: undo, unless it is still wanted and no reopened row takes its place.
 delete from {{ target }} as version
@@ -153,6 +205,30 @@ where not exists (
     select 1 from {{ target }} as version
     where {{ same_key('version', 'computed', key) }} and version.valid_to_run is null
 );
+{%- endmacro %}
+
+{#-
+  Statement that drops the indexes of a key that the model had before: `finish_history` makes them of the key it has. Rows
+  of other tenants, who have not run since, may share a value of the new key: the new index is of rows from this run on.
+-#}
+{% macro forget_other_key(relation, key) -%}
+    {{ return(adapter.dispatch('forget_other_key')(relation, key)) }}
+{%- endmacro %}
+{% macro default__forget_other_key(relation, key) -%}{{ return('') }}{%- endmacro %}
+{% macro postgres__forget_other_key(relation, key) -%}
+do $$
+begin
+    if (
+        select array_agg(attname::text order by attnum) from pg_attribute
+        where attrelid = to_regclass('{{ relation.schema }}.{{ relation.identifier }}__head')
+    ) <> array['tenant_id', '{{ key | join("', '") }}'] then
+        drop index {{ relation.schema }}.{{ relation.identifier }}__head;
+        drop index if exists {{ relation.schema }}.{{ relation.identifier }}__closed_key;
+        create unique index {{ relation.identifier }}__head
+            on {{ relation }} (tenant_id, {{ key | join(', ') }})
+            where valid_to_run is null and valid_from_run >= {{ run_id() }};
+    end if;
+end $$;
 {%- endmacro %}
 
 {#-

@@ -219,6 +219,11 @@ class Contract:
         """Names of the columns, in order."""
         return tuple(column.name for column in self.columns)
 
+    @property
+    def required_columns(self) -> frozenset[str]:
+        """Names of the columns that no row may be without."""
+        return frozenset(column.name for column in self.columns if column.required or column.primary_key)
+
     def column(self, name: str) -> Column | None:
         """The column of that name, or None."""
         return next((column for column in self.columns if column.name == name), None)

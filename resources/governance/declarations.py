@@ -60,6 +60,7 @@ KPI_COLUMNS_AFTER: Mapping[str, str] = MappingProxyType({
     "kpi_version": "text",
 })  # fmt: skip
 """Columns of every KPI table; the KPI's dimensions, all text, stand between."""
+KPI_COLUMNS = frozenset({*KPI_COLUMNS_BEFORE, *KPI_COLUMNS_AFTER})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ what makes a run's rows count, so a run that died half-way is never seen.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from resources.runtime.database import fetch, fetch_dicts
-from resources.storage import content
+from resources.storage import content, model_tables
 
 SCHEMA = "gdp"
 VERSION_COLUMNS = ("tenant_id", "row_hash", "row_version", "valid_from_run", "valid_to_run")
@@ -37,25 +38,92 @@ def recomputed_hash(
     """Like `as_of_hash`, with every row's hash computed again from its values: a value changed in place shows.
 
     Args:
-        columns: (name, PostgreSQL type) of the business columns, in the order of the model's contract.
+        columns: (name, PostgreSQL type) of the business columns that the model had then, in order.
     """
-    text = sql.SQL(" || ").join(_canonical_text(name, kind) for name, kind in columns)
-    row_hash = sql.SQL("sha256(convert_to({}, 'UTF8'))").format(text)
+    return content.hash_of(
+        connection, sql.Identifier(SCHEMA, model), _AS_OF, (tenant_id, run_id), None,
+        row_hash=_proper_hash(connection, model, columns))
+
+
+def rehashed(
+    connection: psycopg.Connection, model: str, tenant_id: str, run_id: int, columns: Sequence[tuple[str, str]]
+) -> tuple[str, int]:
+    """Like `recomputed_hash`, as if today's software had written every row: for comparison with rows of today."""
+    row_hash = _row_hash(*_parts(connection, model, columns))
     return content.hash_of(
         connection, sql.Identifier(SCHEMA, model), _AS_OF, (tenant_id, run_id), None, row_hash=row_hash)
 
 
-def _canonical_text(name: str, kind: str) -> sql.Composable:
-    """Text of a column's value in a row hash: that of the macro `canonical_text` (dbt_project/macros/history.sql)."""
+def disagreeing(
+    connection: psycopg.Connection, model: str, tenant_id: str, run_id: int, columns: Sequence[tuple[str, str]],
+    *, since_run: int = 0, every: int = 1,
+) -> int:
+    """Number of rows as of a run whose values are not those that their hash was taken of.
+
+    Args:
+        columns: as for `recomputed_hash`.
+        since_run: look at rows that a later run opened.
+        every: look at one row in so many, chosen by its hash.
+    """
+    proper = _proper_hash(connection, model, columns)
+    statement = sql.SQL(
+        "select count(*) from {} as r where {} and valid_from_run > $3::bigint "
+        "and get_byte(row_hash, 0) % $4::int = 0 and row_hash is distinct from {}"
+    ).format(sql.Identifier(SCHEMA, model), _AS_OF, proper)
+    return fetch(connection, statement.as_string(connection), (tenant_id, run_id, since_run, every))[0][0]
+
+
+def opened(connection: psycopg.Connection, model: str, tenant_id: str, run_id: int, since_run: int) -> int:
+    """Number of rows as of a run that a run after `since_run` opened."""
+    statement = sql.SQL("select count(*) from {} where {} and valid_from_run > $3::bigint").format(
+        sql.Identifier(SCHEMA, model), _AS_OF)
+    return fetch(connection, statement.as_string(connection), (tenant_id, run_id, since_run))[0][0]
+
+
+def _proper_hash(
+    connection: psycopg.Connection, model: str, columns: Sequence[tuple[str, str]]
+) -> sql.Composable:
+    """The hash that a row `r` must carry. Rows written before hashes covered the columns have one of values alone."""
+    label, texts = _parts(connection, model, columns)
+    return sql.SQL(
+        "case r.row_hash when {named} then r.row_hash when {values} then r.row_hash else {named} end"
+    ).format(values=_row_hash(None, texts), named=_row_hash(label, texts))
+
+
+def _row_hash(label: str | None, texts: Sequence[sql.Composable]) -> sql.Composable:
+    parts = [*([] if label is None else [sql.Literal(label)]), *texts]
+    return sql.SQL("sha256(convert_to({}, 'UTF8'))").format(sql.SQL(" || ").join(parts))
+
+
+def _parts(
+    connection: psycopg.Connection, model: str, columns: Sequence[tuple[str, str]]
+) -> tuple[str, list[sql.Composable]]:
+    """What a row hash is taken of: which columns they are, and the text of each one's value."""
+    held = model_tables.places(connection, SCHEMA, model, columns)
+    return columns_label(columns), [_canonical_text(held.get(name), kind) for name, kind in columns]
+
+
+def columns_label(columns: Sequence[tuple[str, str]]) -> str:
+    """Which columns a row hash is of: that of the macro `columns_label` (dbt_project/macros/history.sql)."""
+    listed = "".join(f"{name} {kind};" for name, kind in columns)
+    return hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest()
+
+
+def _canonical_text(place: str | None, kind: str) -> sql.Composable:
+    """Text of a column's value in a row hash: that of the macro `canonical_text` (dbt_project/macros/history.sql).
+
+    A column that the table does not have reads as null.
+    """
     if kind == "text":
-        template = "coalesce(length(r.{0})::text || ':' || r.{0}, '~')"
+        template = "coalesce(length({0})::text || ':' || {0}, '~')"
     elif kind == "date":
-        template = "coalesce(to_char(r.{0}, 'YYYY-MM-DD'), '') || ';'"
+        template = "coalesce(to_char({0}, 'YYYY-MM-DD'), '') || ';'"
     elif kind.startswith("timestamp"):
-        template = """coalesce(to_char(r.{0}, 'YYYY-MM-DD"T"HH24:MI:SS.US'), '') || ';'"""
+        template = """coalesce(to_char({0}, 'YYYY-MM-DD"T"HH24:MI:SS.US'), '') || ';'"""
     else:  # numbers and booleans
-        template = "coalesce(r.{0}::text, '') || ';'"
-    return sql.SQL(template).format(sql.Identifier(name))
+        template = "coalesce({0}::text, '') || ';'"
+    value = sql.Identifier("r", place) if place is not None else sql.SQL("null::{}").format(sql.SQL(kind))
+    return sql.SQL(template).format(value)
 
 
 _AS_OF = sql.SQL(
