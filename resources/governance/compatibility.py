@@ -328,6 +328,7 @@ _ASPECTS: Mapping[str, _Aspect] = {
     # how a field is called and written matters where it is read from the source
     "physicalName": _Aspect(lambda c: c.source_name, lambda reader, writer: False, ("extraction",)),
     "format": _Aspect(_option("format"), lambda reader, writer: False, ("extraction",)),
+    "defaultTimezone": _Aspect(_option("defaultTimezone"), lambda reader, writer: False, ("extraction",)),
     "description": _Aspect(lambda c: c.description, lambda reader, writer: True),
 }
 

@@ -23,7 +23,7 @@ from resources.governance.contracts import Layer
 from resources.governance.drift import Change, DriftClass, kind_of
 
 _LOGICAL = {"text": "string", "integer": "integer", "decimal": "number", "float": "number", "boolean": "boolean",
-            "date": "date", "timestamp": "timestamp"}
+            "date": "date", "timestamp": "timestamp", "instant": "timestamp"}
 
 
 def evolved(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import rfc8785
 
+from resources.data_utilities import time_zones
 from resources.governance.modes import DEFAULT_MODES, Layer, Mode
 from resources.host.runner_catalog import Classification
 from resources.runtime.declared import canonical_hash, did_you_mean, listed
@@ -37,8 +38,10 @@ DEPRECATION_DAYS = 90
 STATUSES = ("proposed", "draft", "active", "deprecated", "retired")
 CLASSIFICATIONS: tuple[Classification, ...] = get_args(Classification)
 PHYSICAL_TYPES = (
-    "text", "bigint", "integer", "smallint", "numeric(p,s)", "date", "timestamp", "boolean", "double precision",
+    "text", "bigint", "integer", "smallint", "numeric(p,s)", "date", "timestamp", "timestamptz", "boolean",
+    "double precision",
 )  # fmt: skip
+_SYNONYMS = {"timestamp with time zone": "timestamptz", "timestamp without time zone": "timestamp"}
 
 _LOGICAL_TYPES: Mapping[str, tuple[str, ...]] = {  # of a physical type
     "text": ("string",),
@@ -48,6 +51,7 @@ _LOGICAL_TYPES: Mapping[str, tuple[str, ...]] = {  # of a physical type
     "numeric": ("number",),
     "date": ("date",),
     "timestamp": ("timestamp",),
+    "timestamptz": ("timestamp",),
     "boolean": ("boolean",),
     "double precision": ("number",),
 }
@@ -57,7 +61,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {  # that are executed, of a logical t
     "integer": _BOUNDS,
     "number": _BOUNDS,
     "date": (*_BOUNDS, "format"),
-    "timestamp": (*_BOUNDS, "format"),
+    "timestamp": (*_BOUNDS, "format", "timezone", "defaultTimezone"),
     "boolean": (),
 }
 _METRICS = ("nullValues", "invalidValues", "duplicateValues", "rowCount")
@@ -136,8 +140,8 @@ class Column:
         description: meaning, in words.
         options: what every value must keep, under ODCS's names: `minimum`, `maximum`, `exclusiveMinimum`,
             `exclusiveMaximum` (int, Decimal, float, date or datetime, as the type needs), `minLength`,
-            `maxLength`, `pattern` (matches the whole value); and `format`, the JDK pattern dates are
-            written in at the source.
+            `maxLength`, `pattern` (matches the whole value); `format`, the JDK pattern dates are written in
+            at the source; `timezone`, whether they are instants; and `defaultTimezone`, see `time_zone`.
         valid_values: every value must be one of these; None: any.
         default: what a value becomes that the source does not give (custom property `default`, extraction only).
         unit: what one of a number is (custom property `unit`), e.g. `EUR` or `days`; None: not said.
@@ -163,6 +167,18 @@ class Column:
         """`options["format"]` for strptime; None: ISO 8601."""
         pattern = self.options.get("format")
         return None if pattern is None else strptime_of(pattern)
+
+    @property
+    def is_instant(self) -> bool:
+        """Whether values are points in time, which every place shows on its own clock."""
+        return self.physical_type == "timestamptz"
+
+    @property
+    def time_zone(self) -> str | None:
+        """`options["defaultTimezone"]`: on whose clock times without an offset are read, and instants are shown
+        where the column itself is no instant; None: not said.
+        """
+        return self.options.get("defaultTimezone")
 
 
 @dataclass(frozen=True)
@@ -239,6 +255,7 @@ def physical_type(declared: str) -> str:
     Raises ValueError for any other type, with what is allowed.
     """
     text = " ".join(declared.lower().split())
+    text = _SYNONYMS.get(text, text)
     if text in _LOGICAL_TYPES and text != "numeric":
         return text
     match = _NUMERIC.match(text.replace(" ", ""))
@@ -249,17 +266,17 @@ def physical_type(declared: str) -> str:
 
 _FORMAT_LETTERS = {
     "yyyy": "%Y", "uuuu": "%Y", "MM": "%m", "dd": "%d", "DDD": "%j", "HH": "%H", "mm": "%M", "ss": "%S",
-    "S": "%f", "SS": "%f", "SSS": "%f", "SSSSSS": "%f",
+    "S": "%f", "SS": "%f", "SSS": "%f", "SSSSSS": "%f", "X": "%z", "XX": "%z", "XXX": "%z",
 }  # fmt: skip
 _FORMAT_TOKEN = re.compile(r"'(?P<quoted>(?:[^']|'')*)'|(?P<letters>([A-Za-z])\3*)|(?P<other>[^A-Za-z'])")
-FORMATS_ALLOWED = "yyyy, MM, dd, DDD, HH, mm, ss, S to SSS and SSSSSS, and text in single quotes"
+FORMATS_ALLOWED = "yyyy, MM, dd, DDD, HH, mm, ss, S to SSS and SSSSSS, X to XXX, and text in single quotes"
 
 
 def strptime_of(pattern: str) -> str:
     """A JDK DateTimeFormatter pattern (the form of ODCS's `format`) as a strptime format.
 
-    Only fields that mean the same to every reader: no names of months or days, no two-digit years, no
-    one-digit forms, no zones. Raises ValueError naming the part that is not.
+    Only fields that mean the same to every reader: no names of months, days or zones, no two-digit years, no
+    one-digit forms. X to XXX is Z or an offset from UTC. Raises ValueError naming the part that is not.
     """
     result, position = "", 0
     while position < len(pattern):
@@ -424,6 +441,7 @@ class _Reader:
             self._report((*path, "classification"), "unknown classification", classification, listed(CLASSIFICATIONS))
         physical = self._physical_type(path, declared.get("physicalType", ""), logical)
         options = self._options(path, declared.get("logicalTypeOptions", {}), logical, physical)
+        self._check_clock(path, options, physical)
         required = declared.get("required", False)
         valid_values: tuple[Any, ...] | None = None
         rules: list[Rule] = []
@@ -513,6 +531,11 @@ class _Reader:
                 result[key] = value
             elif key in _BOUNDS:
                 result[key] = self._value(place, value, physical)
+            elif key == "defaultTimezone":
+                self._check_time_zone(place, value)
+                result[key] = value
+            elif key == "timezone":
+                result[key] = value
             else:
                 result[key] = int(value)  # to JSON Schema, 1.0 is an integer too
         for low, high in (("minimum", "maximum"), ("minLength", "maxLength")):
@@ -529,9 +552,31 @@ class _Reader:
             return
         day = fields >= set("Ymd") or fields >= set("Yj")
         clock = fields & set("HMSf")
-        if not day or logical == "date" and clock or logical == "timestamp" and "H" not in fields:
+        if not day or logical == "date" and (clock or "z" in fields) or logical == "timestamp" and "H" not in fields:
             allowed = "a year, a day and no time" if logical == "date" else "a year, a day and an hour"
             self._report(place, f"does not say what a {logical} is", pattern, allowed)
+
+    def _check_time_zone(self, place: FieldPath, name: str) -> None:
+        try:
+            time_zones.rules_of(name)
+        except ValueError:
+            allowed = "a name of the IANA time zone database, e.g. Europe/London"
+            self._report(place, "unknown time zone", name, allowed)
+
+    def _check_clock(self, path: FieldPath, options: Mapping[str, Any], physical: str) -> None:
+        """Where a property's word on zones, or its format, contradicts its type."""
+        instant = physical == "timestamptz"
+        place = (*path, "logicalTypeOptions")
+        if options.get("timezone", instant) != instant:
+            message = f"does not go with {physical}, which is {'an instant' if instant else 'a time without a zone'}"
+            self._report((*place, "timezone"), message, options["timezone"], f"{str(instant).lower()}; or another type")
+        try:
+            has_offset = "%z" in strptime_of(options.get("format", "X"))
+        except ValueError:  # reported as a format already
+            return
+        if instant and not has_offset and "defaultTimezone" not in options:
+            message = "the format has no offset, so it does not say which instant is meant"
+            self._report((*place, "format"), message, options["format"], "X, XX or XXX in it; or a defaultTimezone")
 
     def _check_pattern(self, place: FieldPath, pattern: str) -> None:
         try:
@@ -669,11 +714,11 @@ def _converted(value: Any, physical: str) -> Any:
         return float(value)
     if kind == "date" and isinstance(value, str):
         return dt.date.fromisoformat(value)
-    if kind == "timestamp" and isinstance(value, str):
+    if kind in ("timestamp", "timestamptz") and isinstance(value, str):
         parsed = dt.datetime.fromisoformat(value)
-        if parsed.tzinfo is not None:
-            raise ValueError("timestamps have no zone")
-        return parsed
+        if (parsed.tzinfo is not None) != (kind == "timestamptz"):
+            raise ValueError("a timestamp has no zone, and a timestamptz has one")
+        return parsed if parsed.tzinfo is None else parsed.astimezone(dt.UTC)
     raise ValueError(f"not a {physical}")
 
 

@@ -557,7 +557,6 @@ class _DbtModel:
 _TYPE_SYNONYMS = {
     "int": "integer", "int4": "integer", "int8": "bigint", "int2": "smallint", "bool": "boolean",
     "varchar": "text", "character varying": "text", "string": "text", "float8": "double precision",
-    "timestamp without time zone": "timestamp",
 }  # fmt: skip
 
 

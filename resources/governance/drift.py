@@ -228,7 +228,7 @@ def _types(observed: ObservedSchema, seen: SeenInRows, extraction: Contract) -> 
     for column in extraction.columns:
         found = stated.get(column.source_name)
         every_value = seen.records >= LEAST_EVIDENCE and seen.wrong_type.get(column.name) == seen.records
-        if found is not None and not _fits(found, column.physical_type):
+        if found is not None and not _fits(found, column):
             # The first fault of a record hides its others, so any refused value speaks for every changed type.
             yield Change(DriftClass.TYPE_CHANGED, column.source_name, refused, column.physical_type, found)
         elif every_value:
@@ -293,6 +293,7 @@ _KINDS: Sequence[tuple[str, str]] = (  # first match of the lower-cased name, fr
     (r"(numeric|decimal\w*|money)\b", "decimal"),
     (r"(float\w*|double|real|halffloat)\b", "float"),
     (r"bool", "boolean"),
+    (r"(timestamptz|(timestamp|time stamp).* with (local )?time zone|timestamp\[\w+, tz=|datetimeoffset)", "instant"),
     (r"(timestamp|datetime)", "timestamp"),
     (r"date", "date"),
     (r"(text|string|large_string|varchar|n?char|bpchar|name|character|clob|citext|dictionary<values=string)", "text"),
@@ -307,10 +308,11 @@ _HOLDS: Mapping[str, frozenset[str]] = {  # kinds of which a declared kind may h
     "float": frozenset({"integer", "decimal", "float", "number"}),
     "boolean": frozenset({"boolean"}),
     "date": frozenset({"date", "string"}),
-    "timestamp": frozenset({"timestamp", "date", "string"}),
+    "timestamp": frozenset({"timestamp", "date", "string", "instant"}),  # an instant, on the clock of the zone declared
+    "instant": frozenset({"instant", "string"}),
 }
 _PHYSICAL = {"text": "text", "integer": "bigint", "float": "double precision", "boolean": "boolean", "date": "date",
-             "timestamp": "timestamp"}
+             "timestamp": "timestamp", "instant": "timestamptz"}
 
 
 def kind_of(type_name: str) -> str:
@@ -329,6 +331,8 @@ def physical_type_of(type_name: str) -> str | None:
     return _PHYSICAL.get(kind_of(type_name)) if "|" not in type_name else None
 
 
-def _fits(found: str, declared: str) -> bool:
-    holds = _HOLDS[kind_of(declared)]
+def _fits(found: str, column: Column) -> bool:
+    holds = _HOLDS[kind_of(column.physical_type)]
+    if column.is_instant and column.time_zone is not None:
+        holds |= {"timestamp", "date"}
     return any(kind_of(part) in holds for part in found.split("|"))

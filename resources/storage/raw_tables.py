@@ -75,29 +75,48 @@ def _columns_of(connection: psycopg.Connection, name: str) -> dict[str, str]:
     """Types of the table's columns, as contracts write them; empty when there is no table."""
     return dict(fetch(
         connection,
-        "select attname::text, replace(format_type(atttypid, atttypmod), 'timestamp without time zone', 'timestamp') "
+        "select attname::text, case atttypid when 'timestamp'::regtype then 'timestamp' when 'timestamptz'::regtype "
+        "then 'timestamptz' else format_type(atttypid, atttypmod) end "
         "from pg_attribute where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
         (f"{SCHEMA}.{name}",),
     ))
 
 
 def _change_type(connection: psycopg.Connection, dataset: str, column: str, old: str, new: str) -> None:
-    """Cast a column, by way of text, if every value of it is one of the new type."""
+    """Cast a column, by way of text, if every value of it is one of the new type.
+
+    Which instant a time without an offset is, or on whose clock an instant is to be shown, no stored value tells.
+    """
     parts = {
         "table": sql.Identifier(SCHEMA, table_name(dataset)), "column": sql.Identifier(column), "type": sql.SQL(new),
         "name": sql.Literal(new),
     }
-    unfit = fetch(connection, sql.SQL(_UNFIT).format(**parts).as_string(connection))[0][0]
+    unfit = fetch(connection, sql.SQL(_unfit(old, new)).format(**parts).as_string(connection))[0][0]
     if unfit:
         raise BareCountError(
             ErrorCode.STORE_CONFLICT,
             f"column {column} of {dataset} is {old} and shall be {new}, but {unfit} stored values are none of it",
-            hint=f"declare a type that holds both (text does), or a new column beside {column}",
+            hint=f"declare a type that holds both (text does), or a new column beside {column}"
+            + _ABOUT_INSTANTS * ("timestamptz" in (old, new)),
         )
     _run(connection, sql.SQL(_CHANGE_TYPE).format(**parts))
 
 
+def _unfit(old: str, new: str) -> str:
+    """The statement that counts values that the new type does not hold."""
+    if (old, new) in (("timestamptz", "timestamp"), ("timestamptz", "date"), ("timestamp", "timestamptz"),
+                      ("date", "timestamptz")):
+        return _ANY
+    return _WITHOUT_OFFSET if new == "timestamptz" else _UNFIT
+
+
+_ABOUT_INSTANTS = "; timestamptz is a point in time, and the others do not say in which zone they are"
 _UNFIT = "select count(*) from {table} where not pg_input_is_valid({column}::text, {name})"
+_ANY = "select count({column}) from {table}"
+_WITHOUT_OFFSET = (
+    "select count(*) from {table} where not pg_input_is_valid({column}::text, {name}) "
+    "or {column}::text !~ ':[0-9.]+ ?(Z|UTC|[+-][0-9:]+)$'"
+)
 _CHANGE_TYPE = "alter table {table} alter column {column} type {type} using {column}::text::{type}"
 
 

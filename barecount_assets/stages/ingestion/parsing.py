@@ -25,6 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from barecount_assets.stages.ingestion import clocks
+from barecount_assets.stages.ingestion.clocks import INSTANT, WALL
 from barecount_assets.stages.ingestion.records import REJECT_SCHEMA, ROW_NUMBER, ExtractorSchema, Field, ParsedBatch
 from resources.runtime.errors import BareCountError, ErrorCode
 
@@ -207,12 +209,15 @@ def sql_type(field: Field) -> str:
     name = _SQL_TYPES[type_]
     if type_ == pa.date32():
         return f"{name} as {field.format or 'YYYY-MM-DD'}"
-    if type_ == _TIMESTAMP:
+    if type_ == WALL:
         return f"{name} as {field.format or 'YYYY-MM-DD HH:MM:SS'}"
+    if type_ == INSTANT:
+        if field.time_zone is not None:
+            return f"{name} as {field.format or 'YYYY-MM-DD HH:MM:SS'}, a time that {field.time_zone} has once"
+        return f"{name} as {field.format or 'YYYY-MM-DD HH:MM:SS with Z or an offset'}"
     return name
 
 
-_TIMESTAMP = pa.timestamp("us")
 _SQL_TYPES = {
     pa.string(): "text",
     pa.int16(): "smallint",
@@ -221,7 +226,8 @@ _SQL_TYPES = {
     pa.float64(): "double precision",
     pa.bool_(): "boolean",
     pa.date32(): "date",
-    _TIMESTAMP: "timestamp",
+    WALL: "timestamp",
+    INSTANT: "timestamptz",
 }
 
 
@@ -231,8 +237,9 @@ def parse_text(field: Field, text: pa.StringArray) -> pa.Array:
     smallint, integer, bigint: sign and digits, in range. numeric(p,s): sign, digits and a point, at most s
     digits after it (one more is refused, not rounded) and p - s before it; no exponent, no thousands
     separators. double precision: the same with any number of digits and an exponent; finite. boolean: true,
-    false, 1, 0 in any case. date, timestamp: the field's strptime format, else ISO 8601 (T or space, up to
-    microseconds, no zone). text: as it is.
+    false, 1, 0 in any case. date, timestamp, timestamptz: the field's strptime format, else ISO 8601 (T or space,
+    up to microseconds; further digits are zeros). A timestamptz ends in Z, UTC or an offset, or it is a time that the
+    field's zone has exactly once; a timestamp that does is what the field's zone shows then. text: as it is.
 
     Raises:
         BareCountError: declaration.invalid for a format that does not determine a date.
@@ -248,8 +255,10 @@ def parse_text(field: Field, text: pa.StringArray) -> pa.Array:
         return _doubles(text)
     if type_ == pa.bool_():
         return _booleans(text)
-    if type_ == pa.date32() or type_ == _TIMESTAMP:
+    if type_ == pa.date32():
         return _formatted(text, field) if field.format else _iso(text, type_)
+    if type_ in (WALL, INSTANT):
+        return _formatted(text, field) if field.format else _iso_times(text, field)
     raise BareCountError(
         ErrorCode.DECLARATION_INVALID, f"{field.name}: {type_} is not a type text is parsed to"
     )
@@ -313,6 +322,34 @@ def _iso(text: pa.StringArray, type_: pa.DataType) -> pa.Array:
     return text.cast(type_)
 
 
+_OFFSET = r" ?(?:Z|UTC|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9])?)"
+_LONG_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{1,6}0{0,3})?)?"
+_ISO_INSTANT = rf"\A{_ISO_DATE}[T ]{_LONG_TIME}{_OFFSET}\z"
+
+
+def _iso_times(text: pa.StringArray, field: Field) -> pa.Array:
+    """Timestamps, with a zone or without, of texts that have an offset or lack it."""
+    if field.type == WALL:
+        walls = _iso(text, WALL)  # nearly always all of them are
+        if field.time_zone is None or walls.null_count == text.null_count:
+            return walls
+        return pc.coalesce(walls, clocks.walls_of(_iso_instants(text), field.time_zone))
+    instants = _iso_instants(text)
+    if field.time_zone is None or instants.null_count == text.null_count:
+        return instants
+    return pc.coalesce(instants, clocks.instants_of(_iso(text, WALL), field.time_zone))
+
+
+def _iso_instants(text: pa.StringArray) -> pa.Array:
+    text = _only(text, _ISO_INSTANT)
+    text = pc.replace_substring_regex(text, r"(\.[0-9]{6})0+", r"\1")
+    text = pc.replace_substring_regex(pc.replace_substring(text, "UTC", "Z"), r" (Z|[+-][0-9:]+)\z", r"\1")
+    instants = text.cast(INSTANT)
+    lost = ~clocks.in_range(pc.fill_null(instants.cast(pa.int64()), 0).to_numpy()) | np.asarray(
+        pc.fill_null(pc.starts_with(text, "0000"), False))
+    return pc.if_else(pa.array(lost), pa.scalar(None, INSTANT), instants) if lost.any() else instants
+
+
 _DIRECTIVES = {  # the part of a date and the pattern of its value at full width
     "Y": ("year", "[0-9]{4}"),
     "y": ("short_year", "[0-9]{2}"),
@@ -326,7 +363,7 @@ _DIRECTIVES = {  # the part of a date and the pattern of its value at full width
     "M": ("minute", "[0-9]{2}"),
     "S": ("second", "[0-9]{2}"),
     "f": ("fraction", "[0-9]{6}"),
-    "z": ("zone", "Z|[+-][0-9]{2}:?[0-9]{2}"),
+    "z": ("zone", "Z|[+-][0-9]{2}(?::?[0-9]{2})?"),
 }
 _NARROW = {"[0-9]{2}": "[0-9]{1,2}", "[0-9]{6}": "[0-9]{1,6}"}
 _SHORTHANDS = {"%T": "%H:%M:%S", "%F": "%Y-%m-%d"}
@@ -387,8 +424,6 @@ def _bad_format(format: str, why: str) -> BareCountError:
 
 
 _DAY_MICROSECONDS = 86_400_000_000
-_FIRST = np.datetime64("0001-01-01", "us").astype(np.int64)
-_LAST = np.datetime64("9999-12-31T23:59:59.999999", "us").astype(np.int64)
 
 
 def _formatted(text: pa.StringArray, field: Field) -> pa.Array:
@@ -428,16 +463,21 @@ def _formatted(text: pa.StringArray, field: Field) -> pa.Array:
         micros += pc.fill_null(fraction.cast(pa.int64()), 0).to_numpy()
     if "zone" in names:  # wall time to UTC
         zone = pc.replace_substring(pc.struct_field(parts, "zone"), ":", "")
-        zone = pc.if_else(pc.equal(zone, "Z"), "+0000", zone)
+        zone = pc.utf8_rpad(pc.if_else(pc.equal(zone, "Z"), "+", zone), 5, padding="0")
         offset = pc.fill_null(pc.utf8_slice_codeunits(zone, 1).cast(pa.int64()), 0).to_numpy()
         valid &= (offset // 100 <= 23) & (offset % 100 <= 59)
         east = pc.fill_null(pc.starts_with(zone, "+"), True).to_numpy(zero_copy_only=False)
         micros -= np.where(east, 1, -1) * (offset // 100 * 60 + offset % 100) * 60_000_000
-    valid &= (micros >= _FIRST) & (micros <= _LAST)
+    valid &= clocks.in_range(micros)
+    times = pa.array(micros, mask=~valid)
+    if "zone" in names:
+        return times.cast(INSTANT) if field.type == INSTANT else clocks.walls_of(times, field.time_zone)
+    if field.type == INSTANT:
+        return clocks.instants_of(times, field.time_zone or "UTC")
     if field.type == pa.date32():  # a time of day would be lost
         valid &= micros % _DAY_MICROSECONDS == 0
         return pa.array((micros // _DAY_MICROSECONDS).astype(np.int32), mask=~valid).cast(pa.date32())
-    return pa.array(micros, mask=~valid).cast(field.type)
+    return times.cast(field.type)
 
 
 # Faults and batches -------------------------------------------------------------------------------------

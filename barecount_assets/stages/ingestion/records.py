@@ -55,10 +55,12 @@ class Field:
         name: column name in the raw layer (snake_case).
         source_name: the field's name at the source.
         type: Arrow type that values are parsed to: string, int32, int64, float64, decimal128(p, s), date32,
-            timestamp('us') without zone, bool_.
+            timestamp('us') without zone, timestamp('us', 'UTC') for instants, bool_.
         required: a missing or null value makes the record unparsable. An empty CSV field is null.
         format: strptime format of dates and timestamps in text sources; None means ISO 8601.
         default: what a missing or null value becomes, a Python value of the type; None: it stays null.
+        time_zone: of an instant: the zone on whose clock times without an offset are read, None: they are refused. Of a
+            timestamp or date: the zone on whose clock an instant is shown; None: UTC, and refused in text.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Field:
     required: bool = False
     format: str | None = None
     default: Any = None
+    time_zone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ class ExtractorSchema:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) over names, types, nullability, formats and defaults: changes when parsing could."""
+        """SHA-256 (hex) over all that is said of the fields: changes when parsing could."""
         body = [
-            [f.name, f.source_name, str(f.type), f.required, f.format, *([] if f.default is None else [str(f.default)])]
+            [f.name, f.source_name, str(f.type), f.required, f.format, *([] if f.default is None else [str(f.default)]),
+             *([] if f.time_zone is None else [{"time_zone": f.time_zone}])]
             for f in self.fields
         ]
         return hashlib.sha256(json.dumps(body, separators=(",", ":")).encode()).hexdigest()

@@ -10,6 +10,7 @@ object.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,10 +84,10 @@ def _column(field: Field, rows: pa.RecordBatch, extras: list[dict[str, Any]]) ->
         values = rows.column(field.name)
         if values.type == field.type:
             return Column(values, None, str)
-        cast = parquet.cast_exact(values, field.type)
+        cast = parquet.cast_exact(values, field.type, field.time_zone)
         if cast.null_count == values.null_count:
             return Column(cast, None, str)
-        return text_column(Field(field.name, field.source_name, field.type), values.cast(pa.string()), len(values))
+        return text_column(replace(field, format=None), values.cast(pa.string()), len(values))
     texts = pa.array([_text(members.pop(field.source_name, None)) for members in extras], pa.string())
     return text_column(field, texts, len(texts))
 
@@ -168,6 +169,8 @@ _CANDIDATES: Sequence[tuple[str, str]] = (  # the first whose pattern every valu
     ("bigint", r"\A[+-]?(?:0|[1-9][0-9]{0,17})\z"),
     ("numeric", r"\A[+-]?(?:0|[1-9][0-9]{0,26})(?:\.[0-9]{1,9})?\z"),
     ("date", r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}\z"),
+    ("timestamptz", r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?"
+     r" ?(?:Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)\z"),
     ("timestamp", r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?\z"),
 )
 

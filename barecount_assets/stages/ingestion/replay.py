@@ -28,7 +28,6 @@ from barecount_assets.stages.ingestion.records import ExtractorSchema, ObservedS
 from barecount_assets.stages.ingestion.rules import ContractRules
 from barecount_assets.stages.ingestion.stage import Landing, split
 from barecount_assets.stages.quarantine_life import Decision
-from resources.governance.contracts import Contract
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Placement, Stage, StageSpec, run_token
@@ -128,7 +127,9 @@ class _Replay:
         self._manifest = environment.declarations.effective(group.pipeline, group.tenant_id)
         self._extraction = environment.declarations.contract(group.dataset, "extraction")
         self._raw = environment.declarations.contract(group.dataset, "raw")
-        self._records = _Records(reading, reader_of(self._manifest, self._extraction, group), self._values(), edits)
+        schema = sources.extractor_schema(
+            self._extraction, environment.declarations.tenant(group.tenant_id).spec.timezone)
+        self._records = _Records(reading, reader_of(self._manifest, schema, group), self._values(), edits)
         self._rules = ContractRules(self._raw)
 
     def run(self) -> BatchReplay:
@@ -281,14 +282,13 @@ class _QuarantineConnector:
             self.progress(f"replaying {self.group.source_id}", before, len(self.ids))
 
 
-def reader_of(manifest: Pipeline, extraction: Contract, group: Group) -> PayloadReader:
+def reader_of(manifest: Pipeline, schema: ExtractorSchema, group: Group) -> PayloadReader:
     """The reader of a group's payloads.
 
     Raises:
         BareCountError: declaration.unknown for a dataset that the pipeline no longer reads; usage for records of a CSV
             file whose header is not on record.
     """
-    schema = sources.extractor_schema(extraction)
     source = _source(manifest, group.dataset)
     if _is_by_column(group):
         return JsonPayloads(schema, by_column=True)

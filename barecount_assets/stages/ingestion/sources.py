@@ -17,7 +17,7 @@ from resources.runtime.settings import Settings
 if TYPE_CHECKING:
     from barecount_assets.stages.environment import StageEnvironment
     from barecount_assets.stages.ingestion.connectors.references import Lookup
-    from resources.governance.contracts import Contract
+    from resources.governance.contracts import Column, Contract
     from resources.governance.manifests import Pipeline
     from resources.governance.sources import AnySource, FileSource
 
@@ -28,13 +28,19 @@ _ARROW_TYPES = {
     "smallint": pa.int16(),
     "date": pa.date32(),
     "timestamp": pa.timestamp("us"),
+    "timestamptz": pa.timestamp("us", "UTC"),
     "boolean": pa.bool_(),
     "double precision": pa.float64(),
 }
 
 
-def extractor_schema(contract: Contract) -> ExtractorSchema:
-    """The extraction contract's fields, as connectors need them."""
+def extractor_schema(contract: Contract, time_zone: str) -> ExtractorSchema:
+    """The extraction contract's fields, as connectors need them.
+
+    Args:
+        time_zone: the tenant's: on its clock instants are shown that arrive where a time without a zone, or a date, is
+            declared, unless the contract names another. What instant a time without an offset is, the contract says.
+    """
     return ExtractorSchema(
         tuple(
             Field(
@@ -44,10 +50,17 @@ def extractor_schema(contract: Contract) -> ExtractorSchema:
                 required=column.required,
                 format=column.strptime_format,
                 default=column.default,
+                time_zone=_clock(column, time_zone),
             )
             for column in contract.columns
         )
     )
+
+
+def _clock(column: Column, of_tenant: str) -> str | None:
+    if column.is_instant:
+        return column.time_zone
+    return (column.time_zone or of_tenant) if column.physical_type in ("date", "timestamp") else None
 
 
 def arrow_type(physical_type: str) -> pa.DataType:

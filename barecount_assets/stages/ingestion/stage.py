@@ -139,7 +139,8 @@ class Landing:
         self._environment, self._spec, self._connector = environment, spec, connector
         self._extraction, self._raw, self._manifest_hash = extraction, raw, manifest_hash
         self._raw_class = environment.declarations.effective(spec.pipeline, spec.tenant_id).spec.retention.raw_class
-        self._schema = sources.extractor_schema(extraction)
+        time_zone = environment.declarations.tenant(spec.tenant_id).spec.timezone
+        self._schema = sources.extractor_schema(extraction, time_zone)
         self._rules = ContractRules(raw)
 
     def all_known(self, connection: psycopg.Connection, units: list[Unit]) -> bool:

@@ -1,10 +1,11 @@
 """Parquet: typed at the source, cast to the contract's types only where nothing is lost.
 
 A value is accepted when the contract's type holds it exactly: wider integers and decimals always, narrower
-ones if the value fits, a timestamp if it has no finer part than microseconds (one with a zone becomes UTC
-wall time). Only the step from decimal or integer to double precision takes the nearest double, as text
-would. A float never becomes a decimal, nor a string a number. Columns are matched by name in any order;
-what the contract does not know goes to `_extra`.
+ones if the value fits, a timestamp if it has no finer part than microseconds. One with a zone is an instant;
+where the contract has a timestamp without, or a date, it is what the field's zone shows then. Only the step
+from decimal or integer to double precision takes the nearest double, as text would. A float never becomes a
+decimal, nor a string a number. Columns are matched by name in any order; what the contract does not know goes
+to `_extra`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from barecount_assets.stages.ingestion import clocks
+from barecount_assets.stages.ingestion.clocks import INSTANT, WALL
 from barecount_assets.stages.ingestion.parsing import (
     BATCH_ROWS,
     VALID_UTF8,
@@ -157,7 +160,7 @@ def _plain(values: pa.Array) -> pa.Array:
     if pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return values.cast(pa.string())
     if pa.types.is_timestamp(type_) and type_.tz:  # instants are stored in UTC whatever the zone
-        return values.cast(pa.int64()).cast(pa.timestamp(type_.unit))
+        return values.cast(pa.timestamp(type_.unit, "UTC"))
     return values
 
 
@@ -189,7 +192,7 @@ def _json_default(value: Any) -> str:
 def _column(field: Field, values: pa.Array | None, length: int) -> Column:
     if values is None:
         return Column(pa.nulls(length, field.type), None, str)
-    cast = cast_exact(values, field.type)
+    cast = cast_exact(values, field.type, field.time_zone)
     wrong = None
     if cast.null_count != values.null_count:
         wrong = pc.and_(values.is_valid(), cast.is_null()).to_numpy(zero_copy_only=False)
@@ -201,8 +204,11 @@ def _column(field: Field, values: pa.Array | None, length: int) -> Column:
     return Column(cast, wrong, found)
 
 
-def cast_exact(values: pa.Array, type_: pa.DataType) -> pa.Array:
-    """The values in a contract's type; null where it does not hold them (see the module for the rules)."""
+def cast_exact(values: pa.Array, type_: pa.DataType, time_zone: str | None = None) -> pa.Array:
+    """The values in a contract's type; null where it does not hold them (see the module for the rules).
+
+    `time_zone` is that of the field, see `Field`.
+    """
     types, given = pa.types, values.type
     given_number = types.is_integer(given) or (types.is_decimal(given) and not types.is_decimal256(given))
     if given == type_:
@@ -215,6 +221,12 @@ def cast_exact(values: pa.Array, type_: pa.DataType) -> pa.Array:
         return _float_to_integer(values, type_)
     if given_number and (types.is_integer(type_) or types.is_decimal(type_)):
         return _exact_number(values, type_)
+    if types.is_timestamp(given) and given.tz:
+        instants = cast_exact(values.cast(pa.int64()).cast(pa.timestamp(given.unit)), WALL).cast(INSTANT)
+        return instants if type_ == INSTANT else cast_exact(clocks.walls_of(instants, time_zone), type_)
+    if type_ == INSTANT:
+        walls = cast_exact(values, WALL)
+        return pa.nulls(len(values), type_) if time_zone is None else clocks.instants_of(walls, time_zone)
     if given in _TICKS_PER_DAY and type_ in _TICKS_PER_DAY:
         return _instant(values, type_)
     return pa.nulls(len(values), type_)

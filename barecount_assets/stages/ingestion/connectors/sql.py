@@ -32,6 +32,8 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 from psycopg import sql
 
+from barecount_assets.stages.ingestion.clocks import INSTANT, WALL, walls_of
+from barecount_assets.stages.ingestion.connectors.parquet import cast_exact
 from barecount_assets.stages.ingestion.connectors.references import Lookup, References
 from barecount_assets.stages.ingestion.parsing import (
     Column,
@@ -54,7 +56,7 @@ from resources.governance.sources import SqlSource
 from resources.runtime.errors import BareCountError, ErrorCode
 
 _LISTED = 20  # names listed in an error
-_DATE, _TIMESTAMP = pa.date32(), pa.timestamp("us")
+_DATE = pa.date32()
 
 
 @dataclass(frozen=True)
@@ -360,9 +362,11 @@ _IN_ARROW = {  # contract types, and the types that travel to them as they are
 }
 _INSTANTS = {  # contract types, and the expression by which a type travels to them
     (_DATE, "date"): "{column}",
-    (_TIMESTAMP, "date"): "{column}::timestamp",
-    (_TIMESTAMP, "timestamp"): "{column}",
-    (_TIMESTAMP, "timestamptz"): "({column} at time zone 'UTC')",
+    (WALL, "date"): "{column}::timestamp",
+    (WALL, "timestamp"): "{column}",
+    (INSTANT, "date"): "{column}::timestamp",
+    (INSTANT, "timestamp"): "{column}",
+    **{(type_, "timestamptz"): "({column} at time zone 'UTC')" for type_ in (_DATE, WALL, INSTANT)},
 }
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
@@ -508,22 +512,33 @@ class _Carrier:
         assert self.field is not None
         values, field = arrays[0], self.field
         if self._instant:
-            outside = arrays[1].is_valid().to_numpy(zero_copy_only=False)
-            return Column(values.cast(field.type), outside, lambda index: shown(arrays[1][index].as_py()))
+            if self.column.type == "timestamptz":
+                values = values.cast(INSTANT)
+            cast = cast_exact(values, field.type, field.time_zone)
+            wrong = arrays[1].is_valid() if cast.null_count == values.null_count else pc.or_(
+                arrays[1].is_valid(), pc.and_(values.is_valid(), cast.is_null()))
+            return Column(cast, wrong.to_numpy(zero_copy_only=False), lambda index: shown(self._said(arrays, index)))
         if self._in_arrow:
             return Column(values.cast(field.type), None, str)
         if field.type != pa.string():
             if self.column.type in _NUMBERS:
                 values = _trimmed(values)
-            if field.type == _DATE and self.column.type in ("timestamp", "timestamptz"):
-                values = pc.replace_substring_regex(values, r" 00:00:00(\+00)?\z", "")
+            if field.type == _DATE and self.column.type == "timestamp":
+                values = pc.replace_substring_regex(values, r" 00:00:00\z", "")
             if self.column.type not in _TEXTS:  # a declared format is that of texts
                 field = replace(field, format=None)
         return text_column(field, values, len(values))
 
+    def _said(self, arrays: Sequence[pa.Array], row: int) -> Any:
+        """The value: text, or what Arrow carried; an instant with its offset, which alone makes it one."""
+        value = next((v for array in arrays if (v := array[row].as_py()) is not None), None)
+        if isinstance(value, dt.date):
+            return f"{value}+00:00" if self.column.type == "timestamptz" else str(value)
+        return value
+
     def json(self, arrays: Sequence[pa.Array], row: int) -> str:
         """The value as JSON text."""
-        value = next((v for array in arrays if (v := array[row].as_py()) is not None), None)
+        value = self._said(arrays, row)
         if self.field is None:
             return str(value)
         if self.column.type in _NUMBERS and _JSON_NUMBER.fullmatch(str(value)):
@@ -807,7 +822,7 @@ def _driver_column(field: Field, values: Sequence[Any] | None, length: int) -> C
     """
     if values is None:
         return text_column(field, None, length)
-    texts = pa.array([None if value is None else _text(value, field.type) for value in values], pa.string())
+    texts = pa.array([None if value is None else _text(value, field) for value in values], pa.string())
     if field.format is None:
         return text_column(field, texts, length)
     # A declared format is that of texts; typed instants are written in ISO 8601.
@@ -823,8 +838,9 @@ def _driver_column(field: Field, values: Sequence[Any] | None, length: int) -> C
     )
 
 
-def _text(value: Any, type_: pa.DataType) -> str:
-    """A driver's value as text, in the way the contract's type writes it."""
+def _text(value: Any, field: Field | None = None) -> str:
+    """A driver's value as text, in the way the contract's type writes it; text where there is none."""
+    type_ = field.type if field else pa.string()
     match value:
         case str():
             return value
@@ -834,13 +850,13 @@ def _text(value: Any, type_: pa.DataType) -> str:
             plain = format(value if isinstance(value, Decimal) else Decimal(repr(value)), "f")
             return plain.rstrip("0").rstrip(".") if "." in plain else plain
         case dt.datetime():
+            if field and value.tzinfo and type_ in (_DATE, WALL):
+                value = walls_of(pa.array([value.astimezone(dt.UTC)], INSTANT), field.time_zone)[0].as_py()
             if type_ == _DATE and value.time() == dt.time():
                 return value.date().isoformat()
-            if type_ == _TIMESTAMP and value.tzinfo:
-                value = value.astimezone(dt.UTC).replace(tzinfo=None)
             return value.isoformat(" ")
         case dt.date():
-            return f"{value} 00:00:00" if type_ == _TIMESTAMP else value.isoformat()
+            return f"{value} 00:00:00" if type_ in (WALL, INSTANT) else value.isoformat()
         case bytes() | bytearray() | memoryview():  # as PostgreSQL writes them
             return f"\\x{bytes(value).hex()}"
         case dict() | list():
@@ -855,7 +871,7 @@ def _json(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False, default=str)
         case Decimal() | float() if math.isfinite(value):
             return str(value) if isinstance(value, float) else format(value, "f")
-    return json.dumps(_text(value, pa.string()), ensure_ascii=False)
+    return json.dumps(_text(value), ensure_ascii=False)
 
 
 def _inspected_tables(connection: sa.Connection) -> list[str]:

@@ -188,7 +188,7 @@ class TestReading:
         )
         rows, _ = read(written(table), one(pa.int64()))
         assert [json.loads(row["_extra"]) for row in rows] == [
-            {"z": 1.5, "a": [1, 2], "b": "/w==", "t": "2026-01-02 03:00:00.000000", "f": True},
+            {"z": 1.5, "a": [1, 2], "b": "/w==", "t": "2026-01-02 03:00:00.000000Z", "f": True},
             {"z": "nan", "a": None, "b": None, "t": None, "f": None},
         ]
 
