@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from graphlib import TopologicalSorter
@@ -104,7 +104,13 @@ def parse_ahead(settings: Settings) -> None:
 @cache
 def import_ahead() -> None:
     """Import dbt in a thread, once: who needs it waits for it as for any import."""
-    threading.Thread(target=_library, name="dbt-import").start()
+    threading.Thread(target=_import_quietly, name="dbt-import").start()
+
+
+def _import_quietly() -> None:
+    """A command may end while this imports; what fails here fails again, and is told, where somebody needs it."""
+    with suppress(Exception):
+        _library()
 
 
 def build(
