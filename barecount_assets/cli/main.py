@@ -257,15 +257,18 @@ def explain(
 def sql(
     query: Annotated[str | None, typer.Argument(help="One query; without it, a prompt.")] = None,
     tenant: Tenant = None,
+    format_: Annotated[str | None, typer.Option(
+        "--format", help="table (the first rows), json, ndjson, csv, parquet or arrow (all rows).")] = None,
+    output_: Annotated[Path | None, typer.Option("--output", "-o", help="File to write all rows to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Query published tables as the analyst of a tenant."""
+    """Query published tables as the analyst of a tenant. Every format but a table has all rows."""
     from barecount_assets.cli import sql as sql_module
 
     if tenant is None:
         raise typer.BadParameter("an analyst belongs to one tenant: name it with --tenant")
-    if not sql_module.run(environment(), tenant, query, as_json=as_json):
-        raise typer.Exit(1)
+    shown = sql_module.Shown(sql_module.format_of(format_, output_, as_json), output_)
+    sql_module.run(environment(), tenant, query, shown)
 
 
 @command(app)
