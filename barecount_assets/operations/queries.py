@@ -136,7 +136,8 @@ class _Writer:
 def write(found: Answer, kind: Format, target: IO[Any]) -> None:
     """Write all rows to an open stream: text for json, ndjson and csv, bytes for parquet and arrow (IPC stream).
 
-    Numbers keep every digit, in JSON as text where they are decimals; dates and times are ISO 8601; bytes are hexadecimal.
+    Numbers keep every digit, in JSON as text where they are decimals; dates and times are ISO 8601; bytes are
+    hexadecimal.
     """
     _WRITERS[kind].write(found, target)
 
