@@ -281,7 +281,7 @@ def _batches(
     )
     known = {(r["dataset"], str(r["partition_date"] or ""), r["content_sha256"]): r for r in rows}
     batches, checks, expired = [], [], []
-    for dataset, source_id, day, content in inputs:
+    for dataset, source_id, day, content, *_ in inputs:
         batch = known.get((dataset, day, content))
         if batch is None:
             checks.append(Verified(f"raw batch {dataset}/{source_id}", content, "not registered"))

@@ -265,8 +265,10 @@ def _with_contracts_of_then(
 
 def _batches_of_then(connection: psycopg.Connection, then: _Then) -> None:
     """The register of batches as the run saw it, under both names that models have read it by."""
-    fetch(connection, _BATCHES, (then.tenant_id, as_json(then.normalized["inputs"]), then.evidence_seq))
+    inputs = as_json(then.normalized["inputs"])
+    fetch(connection, _BATCHES, (then.tenant_id, inputs, then.evidence_seq))
     fetch(connection, "update scratch.raw_batch set is_current = true")
+    fetch(connection, _ORDER_OF_THEN, (inputs,))
     fetch(connection, "create table scratch.counted_batch as select * from scratch.raw_batch")
     found = fetch(connection, "select count(*) from scratch.raw_batch")[0][0]
     if found != len(then.normalized["inputs"]):
@@ -386,7 +388,9 @@ def _difference(
 def _require_raw_of_now(connection: psycopg.Connection, environment: StageEnvironment, then: _Then) -> None:
     manifest = environment.declarations.effective(then.pipeline, then.tenant_id)
     now = fetch(connection, _CURRENT, (then.tenant_id, [source.dataset for source in manifest.spec.sources]))
-    if sorted(map(list, now)) != sorted(then.normalized["inputs"]):
+    inputs = then.normalized["inputs"]
+    known = max((len(batch) for batch in inputs), default=0)  # evidence from before deliveries had an order lacks it
+    if sorted(list(batch[:known]) for batch in now) != sorted(inputs):
         raise BareCountError(
             ErrorCode.USAGE, "the raw batches of then are not those of now: publishing them would turn numbers back",
             hint=f"`barecount run {then.pipeline} --tenant {then.tenant_id}` publishes from the raw batches of now")
@@ -461,8 +465,16 @@ join jsonb_array_elements($2::text::jsonb) i on b.dataset = i ->> 0
 where b.tenant_id = $1 and b.evidence_seq < $3::bigint
 order by i, b.evidence_seq desc
 """
+_ORDER_OF_THEN = """
+update scratch.raw_batch b set delivery_order = i ->> 4
+from jsonb_array_elements($1::text::jsonb) i
+where b.dataset = i ->> 0 and coalesce(b.partition_date::text, '') = i ->> 2 and b.content_sha256 = i ->> 3
+    and i ->> 4 is not null
+"""
 _CURRENT = """
-select dataset, source_id, coalesce(partition_date::text, ''), content_sha256 from platform.counted_batch
+select dataset, source_id, coalesce(partition_date::text, ''), content_sha256, lpad((row_number() over (
+    partition by dataset, partition_date order by delivery_order collate "C"))::text, 12, '0')
+from platform.counted_batch
 where tenant_id = $1 and dataset = any($2) and is_current
 """
 _KEPT = """

@@ -350,7 +350,7 @@ ranked as (
         records.*,
         row_number() over (
             partition by {self.key.name}
-            order by partition_date desc nulls last, {{{{ binary_text('source_id') }}}} desc, _row_number desc
+            order by partition_date desc nulls last, {{{{ binary_text('delivery_order') }}}} desc, _row_number desc
         ) as rank
     from records
 ),

@@ -41,7 +41,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             "code": environment.code_version,
         }
         inputs = sorted(
-            [b["dataset"], b["source_id"], str(b["partition_date"] or ""), b["content_sha256"]] for b in batches
+            [b["dataset"], b["source_id"], str(b["partition_date"] or ""), b["content_sha256"], place]
+            for b, place in zip(batches, _places(batches), strict=True)
         )
         identity = {"stage": Stage.NORMALIZATION, "tenant": spec.tenant_id, "pipeline": spec.pipeline,
                     "inputs": inputs, **definition}
@@ -107,7 +108,8 @@ def _commit(
     if scope == "all":
         quarantine_life.settle_accepted(
             connection, spec.tenant_id, spec.pipeline, manifest.spec.transforms.gdp, token, run_id)
-    fetch(connection, _INCLUDE, (spec.tenant_id, spec.pipeline, run_id, [b["batch_id"] for b in batches]))
+    fetch(connection, _INCLUDE, (spec.tenant_id, spec.pipeline, run_id, [b["batch_id"] for b in batches],
+                                 [b["delivery_order"] for b in batches]))
     engine = engines.identity(manifest.spec.transforms.engine, connection)
     receipt = StageReceipt(
         stage=Stage.NORMALIZATION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,
@@ -130,6 +132,18 @@ def _commit(
         artefact=environment.artefact,
     )
     return receipt
+
+
+def _places(batches: Sequence[dict[str, Any]]) -> list[str]:
+    """Each batch's place among the deliveries of its dataset's day, as a key: of the order only that reaches a number.
+
+    When a day arrived says nothing about another day's records; so work on the same deliveries is the same work.
+    """
+    days: dict[tuple[str, dt.date | None], list[str]] = {}
+    for batch in batches:
+        days.setdefault((batch["dataset"], batch["partition_date"]), []).append(batch["delivery_order"])
+    places = {day: {order: number for number, order in enumerate(sorted(orders), 1)} for day, orders in days.items()}
+    return [f"{places[b['dataset'], b['partition_date']][b['delivery_order']]:012d}" for b in batches]
 
 
 def _inputs(batches: Sequence[dict[str, Any]]) -> list[Dataset]:
@@ -160,7 +174,7 @@ def _contract_hashes(environment: StageEnvironment, manifest: Pipeline) -> list[
 
 
 def _changed_batches(connection: psycopg.Connection, spec: StageSpec, datasets: Sequence[str]) -> list[int]:
-    """Batches that are current and not yet included, or included and no longer current."""
+    """Batches that are current and not included as they are, or included and no longer current."""
     rows = fetch(connection, _CHANGED_BATCHES, (spec.tenant_id, spec.pipeline, list(datasets)))
     return [batch_id for (batch_id,) in rows]
 
@@ -251,7 +265,7 @@ with added as (
 select count(*) from added
 """
 _CURRENT_BATCHES = """
-select batch_id, dataset, source_id, partition_date, content_sha256, accepted
+select batch_id, dataset, source_id, partition_date, content_sha256, accepted, delivery_order
 from platform.counted_batch
 where tenant_id = $1 and dataset = any($2) and is_current
 order by dataset, partition_date, source_id
@@ -260,7 +274,8 @@ _CHANGED_BATCHES = """
 select b.batch_id
 from platform.counted_batch b
 full join (select * from platform.normalized_batch where tenant_id = $1 and pipeline = $2) n using (batch_id)
-where (b.tenant_id = $1 and b.dataset = any($3) and b.is_current and n.batch_id is null)
+where (b.tenant_id = $1 and b.dataset = any($3) and b.is_current
+        and n.delivery_order is distinct from b.delivery_order)
    or (n.batch_id is not null and not b.is_current)
 order by b.batch_id
 """
@@ -268,7 +283,9 @@ _INCLUDE = """
 with gone as (
     delete from platform.normalized_batch where tenant_id = $1 and pipeline = $2 and batch_id <> all($4)
 )
-insert into platform.normalized_batch (tenant_id, pipeline, batch_id, run_id)
-select $1, $2, batch_id, $3::bigint from unnest($4::bigint[]) as batch_id
-on conflict do nothing
+insert into platform.normalized_batch as n (tenant_id, pipeline, batch_id, run_id, delivery_order)
+select $1, $2, batch_id, $3::bigint, delivery_order
+from unnest($4::bigint[], $5::text[]) as batch (batch_id, delivery_order)
+on conflict (tenant_id, pipeline, batch_id) do update set delivery_order = excluded.delivery_order
+    where n.delivery_order <> excluded.delivery_order
 """

@@ -11,16 +11,16 @@
 
   Late data: of several records with one identity the one with the latest (`keep: latest`) or the first
   (`keep: earliest`) event time counts, whenever it arrived; the loser stays in raw. Equal event times are
-  decided by partition date, source and row, the later one winning, which no ingestion order can change.
+  decided by partition date, order of delivery and row, the later one winning.
 
   Rules come before late data: a record that breaks one counts for nothing, also not against an older one.
   A rule is kept only if `accept` is true; unknown is broken. `:currency` stands for the tenant's currency.
 -#}
 
-{#- Derived table: current raw rows of the tenant, with `source_id` and `partition_date` of their batch. -#}
+{#- Derived table: current raw rows of the tenant, with `source_id`, `partition_date` and `delivery_order` of their batch. -#}
 {% macro raw_rows(dataset) -%}
 (
-    select raw_row.*, raw_batch.source_id, raw_batch.partition_date
+    select raw_row.*, raw_batch.source_id, raw_batch.partition_date, raw_batch.delivery_order
     from {{ source(*dataset.split('.')) }} as raw_row
     inner join {{ source('platform', 'raw_batch') }} as raw_batch on raw_batch.batch_id = raw_row._batch_id
     where
@@ -56,7 +56,7 @@
     select * from {{ raw_rows(dataset) }} as raw_record
     where {{ keeps_rules(dataset) }} and {{ where }}
 {%- endset -%}
-{%- set order = ['partition_date desc nulls last', binary_text('source_id') ~ ' desc', '_row_number desc'] -%}
+{%- set order = ['partition_date desc nulls last', binary_text('delivery_order') ~ ' desc', '_row_number desc'] -%}
 {%- if 'late_data' in record -%}
     {%- set late_data = record['late_data'] -%}
     {%- set direction = {'latest': 'desc', 'earliest': 'asc'}[late_data['keep']] -%}

@@ -37,7 +37,7 @@ RAW_STAMPS: Mapping[str, str] = {
 REGISTER = "platform.counted_batch"
 _REGISTER_COLUMNS: Mapping[str, str] = {
     "batch_id": "bigint", "tenant_id": "text", "dataset": "text", "source_id": "text", "partition_date": "date",
-    "is_current": "boolean",
+    "is_current": "boolean", "delivery_order": "text",
 }  # fmt: skip
 CALENDAR = "gdp.calendar"
 _RANK = ("IDENTITY", "TRANSFORMATION", "AGGREGATION")

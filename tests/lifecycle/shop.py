@@ -118,7 +118,7 @@ class Shop:
     def edit(self, models: Models) -> None:
         """Write the models, and everything that declares them, as an engineer would."""
         names = ", ".join(f"{c.sql} as {c.name}" for c in models.columns)
-        rank = "binary_text('source_id')"
+        rank = "binary_text('delivery_order')"
         self._write(GDP_SQL, f"""
 with ranked as (
     select records.*, row_number() over (
@@ -176,6 +176,17 @@ with facts as (
                              (SPECIFICATION, specification)):
             self._change(path, change)
         code_version.cache_clear()  # a command would be a process of its own
+
+    def declare(self, **changes: Any) -> None:
+        """Change what the manifest says of the source; None takes a field away."""
+        def source(document: Any) -> None:
+            (declared,) = document["spec"]["sources"]
+            declared.update(changes)
+            for field in [name for name, value in declared.items() if value is None]:
+                del declared[field]
+
+        self._change(MANIFEST, source)
+        code_version.cache_clear()
 
     def accept_contracts(self) -> None:
         """A steward accepts what breaks somebody."""

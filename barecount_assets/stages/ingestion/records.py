@@ -118,6 +118,7 @@ class Unit:
         sha256: hex digest of the content as received, known before reading (files) or None (streams).
         size: bytes, when known.
         cursor: cursor value to store after the unit has landed, None where the source has none.
+        delivery_order: key of its place among the deliveries, for one that has it already (see `delivery_order`).
     """
 
     source_id: str
@@ -126,6 +127,7 @@ class Unit:
     sha256: str | None = None
     size: int | None = None
     cursor: str | None = None
+    delivery_order: str | None = None
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
@@ -167,7 +169,7 @@ class Connector(Protocol):
     """Stateless reader of one source."""
 
     def discover(self, window: Window, cursor: str | None) -> list[Unit]:
-        """Units in the window, sorted by (partition_date, source_id), each with its digest where it has one.
+        """Units in the window, by date and natural order of names, each with its digest where it has one.
 
         Raises BareCountError: source.not_found (missing folder or file), source.unreadable (permissions),
         source.unavailable (network, retryable).

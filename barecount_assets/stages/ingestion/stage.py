@@ -22,7 +22,14 @@ import pyarrow.compute as pc
 
 from barecount_assets.stages import lineage
 from barecount_assets.stages.environment import StageEnvironment
-from barecount_assets.stages.ingestion import dataset_rules, relanding, schema_check, settling, sources
+from barecount_assets.stages.ingestion import (
+    dataset_rules,
+    delivery_order,
+    relanding,
+    schema_check,
+    settling,
+    sources,
+)
 from barecount_assets.stages.ingestion.observing import RowObserver
 from barecount_assets.stages.ingestion.reading_ahead import ReadAhead
 from barecount_assets.stages.ingestion.records import (
@@ -180,7 +187,8 @@ class Landing:
                 continue
             (old,) = fetch_dicts(connection, "select * from platform.raw_batch where batch_id = $1",
                                  (item.batch.batch_id,))
-            unit = Unit(old["source_id"], old["object_key"], old["partition_date"], old["content_sha256"])
+            unit = Unit(old["source_id"], old["object_key"], old["partition_date"], old["content_sha256"],
+                        delivery_order=old["delivery_order"])
             rows = relanding.read(self._environment.raw_store, old, source, item.batch.drift.observed, self._schema)
             with unavailable_as_error():
                 landed = self._copy(connection, unit, item.batch.drift.observed, rows, item.batch)
@@ -212,15 +220,19 @@ class Landing:
         with connection.transaction():
             # The same content can come and go any number of times; what was last on record tells them apart.
             head = ledger.newest(connection, self._spec.tenant_id)
+            landing = fetch(connection, _NEXT_LANDING, (self._spec.tenant_id, self._raw.dataset))[0][0]
+            order = self._order(connection, unit, landing)
             ledger.append(
                 connection,
                 ledger.Entry(
                     self._spec.tenant_id, f"batch.{state}", f"{batch['dataset']}/{unit.source_id}",
                     run_token(batch=batch["run_token"], source_id=unit.source_id, after=head),
-                    {"content_sha256": batch["content_sha256"], "landed_in_entry": batch["evidence_seq"]},
+                    {"content_sha256": batch["content_sha256"], "landed_in_entry": batch["evidence_seq"],
+                     "delivery_order": order},
                 ),
             )
-            fetch(connection, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch["batch_id"]))
+            fetch(connection, _POINT, (
+                self._spec.tenant_id, self._raw.dataset, unit.source_id, batch["batch_id"], order, landing))
         return _Landed(unit, state, batch)
 
     def _copy(
@@ -243,7 +255,7 @@ class Landing:
         store = self._environment.raw_store
         known: dict[str, Any] | None = None
         with connection.transaction() as transaction, ExitStack() as stack:
-            batch_id = fetch(connection, _BEGIN)[0][0]
+            batch_id, landing = fetch(connection, _BEGIN, (spec.tenant_id, dataset))[0][:2]
             accepted = stack.enter_context(store.writer(prefix, self._schema.arrow, self._raw_class))
             quarantine = stack.enter_context(_Quarantine(store, prefix, self._raw_class))
             feed = stack.enter_context(_Feed(batches, self._rules, accepted, quarantine))
@@ -263,7 +275,7 @@ class Landing:
                     raise psycopg.Rollback(transaction)
                 expired = self._expired(connection, unit, content)
             batch = self._register(connection, unit, observed, feed.observer.seen(), batch_id, object_token, content,
-                                   load_date, stored, refused, supersedes, max(expired, default=None))
+                                   load_date, stored, refused, supersedes, max(expired, default=None), landing)
             if refused is not None:
                 self._load_quarantine(connection, refused, unit, batch_id, object_token)
             if self._replay is not None:
@@ -286,9 +298,10 @@ class Landing:
     def _register(
         self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema, seen: SeenInRows, batch_id: int,
         token: str, content: str, load_date: str, stored: StoredObject, refused: StoredObject | None,
-        supersedes: WaitingBatch | None, expired: int | None,
+        supersedes: WaitingBatch | None, expired: int | None, landing: int,
     ) -> dict[str, Any]:
         changes = drift.classify(observed, seen, self._extraction, self._raw)
+        order = self._order(connection, unit, landing)
         batch = {
             "batch_id": batch_id, "tenant_id": self._spec.tenant_id, "pipeline": self._spec.pipeline,
             "dataset": self._raw.dataset, "source_id": unit.source_id,
@@ -302,7 +315,7 @@ class Landing:
             "drift": [change.to_json() for change in changes] or None, "run_token": token,
             "supersedes": supersedes.batch_id if supersedes else expired,
             "observed_names": list(observed.names),
-            "replay_of": unit.options.get("replay_of"),
+            "replay_of": unit.options.get("replay_of"), "delivery_order": order,
         }
         subject = f"{self._raw.dataset}/{unit.source_id}"
         # Batch numbers and load dates differ from one database to the next; content does not.
@@ -325,7 +338,8 @@ class Landing:
         if batch["replay_of"] is None and any(change.blocking for change in changes):
             drift_register.record(connection, batch, observed, changes, self._extraction, self._raw)
         if supersedes is None:
-            fetch(connection, _POINT, (self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id))
+            fetch(connection, _POINT, (
+                self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id, order, landing))
         else:
             fetch(connection, _SUPERSEDE, (self._spec.tenant_id, self._raw.dataset, supersedes.batch_id, batch_id))
             drift_register.release(connection, supersedes, "relanded", {"landed_in_entry": seq})
@@ -333,6 +347,16 @@ class Landing:
         if unit.cursor is not None:
             fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
         return {**batch, "evidence_seq": seq}
+
+    def _order(self, connection: psycopg.Connection, unit: Unit, landing: int) -> str:
+        """The unit's place among the deliveries of its dataset. What is read again keeps that of its first reading."""
+        if unit.delivery_order is not None:
+            return unit.delivery_order
+        original = unit.options.get("replay_of")
+        if original is not None:
+            statement = "select delivery_order from platform.raw_batch where batch_id = $1"
+            return delivery_order.replay_key(fetch(connection, statement, (original,))[0][0], landing)
+        return delivery_order.landing_key(landing)
 
     def _cursor_key(self, cursor: str) -> tuple[str, str, str | None, str]:
         return self._spec.tenant_id, self._spec.pipeline, self._spec.source, cursor
@@ -586,7 +610,17 @@ def _days_marked(connection: psycopg.Connection, spec: StageSpec, dated: bool, w
 
 # What is lost in a power cut is landed again.
 _BEGIN = """
-select nextval('platform.raw_batch_batch_id_seq'), set_config('synchronous_commit', 'off', true)
+with counter as (
+    insert into platform.delivery_counter as c (tenant_id, dataset, landings) values ($1, $2, 1)
+    on conflict (tenant_id, dataset) do update set landings = c.landings + 1
+    returning landings
+)
+select nextval('platform.raw_batch_batch_id_seq'), landings, set_config('synchronous_commit', 'off', true) from counter
+"""
+_NEXT_LANDING = """
+insert into platform.delivery_counter as c (tenant_id, dataset, landings) values ($1, $2, 1)
+on conflict (tenant_id, dataset) do update set landings = c.landings + 1
+returning landings
 """
 _KNOWN = """
 select * from (
@@ -608,21 +642,23 @@ where b.tenant_id = $1 and b.dataset = $2 and b.partition_date is not distinct f
 order by 1
 """
 _POINT = """
-insert into platform.source_unit (tenant_id, dataset, source_id, batch_id) values ($1, $2, $3, $4)
-on conflict (tenant_id, dataset, source_id) do update set batch_id = excluded.batch_id
+insert into platform.source_unit (tenant_id, dataset, source_id, batch_id, delivery_order, landing)
+values ($1, $2, $3, $4, $5, $6)
+on conflict (tenant_id, dataset, source_id) do update set
+    batch_id = excluded.batch_id, delivery_order = excluded.delivery_order, landing = excluded.landing
 """
 _REGISTER = """
 insert into platform.raw_batch (
     batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
     accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
     extraction_version, contract_version, contract_hash, software_version, drift, supersedes, run_token, observed_names,
-    replay_of, evidence_seq)
+    replay_of, delivery_order, evidence_seq)
 overriding system value
 select
     batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
     accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
     extraction_version, contract_version, contract_hash, software_version, nullif(drift, 'null'::jsonb), supersedes,
-    run_token, observed_names, replay_of, evidence_seq
+    run_token, observed_names, replay_of, delivery_order, evidence_seq
 from jsonb_populate_record(null::platform.raw_batch, $1::text::jsonb)
 """
 _SUPERSEDE = """

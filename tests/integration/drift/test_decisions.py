@@ -139,9 +139,9 @@ def test_a_held_day_that_was_normalized_before_stays_as_it_was(new_site: Callabl
             "insert into platform.run (tenant_id, pipeline, stage, run_token, manifest_hash, code_version) "
             "values ('acme', 'order_to_cash', 'normalization', 't', '', '')")
         connection.execute(
-            "insert into platform.normalized_batch (tenant_id, pipeline, batch_id, run_id) "
-            "select tenant_id, pipeline, batch_id, (select max(run_id) from platform.run) from platform.raw_batch "
-            "where tenant_id = 'acme'")
+            "insert into platform.normalized_batch (tenant_id, pipeline, batch_id, run_id, delivery_order) "
+            "select tenant_id, pipeline, batch_id, (select max(run_id) from platform.run), delivery_order "
+            "from platform.raw_batch where tenant_id = 'acme'")
     site.deliver("acme", "invoices", SECOND, invoices(SECOND, discount=True))
     site.ingest("acme", "invoices", SECOND)
     counted = site.rows("select batch_id from platform.counted_batch where tenant_id = 'acme' and is_current "

@@ -28,6 +28,7 @@ import pyarrow.fs as arrow_fs
 from barecount_assets.stages.ingestion.connectors.csv import CsvFormat
 from barecount_assets.stages.ingestion.connectors.jsonl import JsonlFormat
 from barecount_assets.stages.ingestion.connectors.parquet import ParquetFormat
+from barecount_assets.stages.ingestion.delivery_order import natural_key
 from barecount_assets.stages.ingestion.records import (
     ExtractorSchema,
     ObservedSchema,
@@ -92,7 +93,7 @@ class FilesConnector:
     def discover(self, window: Window, cursor: str | None = None) -> list[Unit]:
         """Files that match, in the window if they are dated, each with the SHA-256 of its bytes.
 
-        Sorted by (partition_date, source_id), whatever order the file system lists them in. Every run sees
+        Sorted by date and natural order of names, whatever order the file system lists them in. Every run sees
         every file of the window: whether one is new, its digest tells. `cursor` is not used.
 
         Raises:
@@ -101,7 +102,7 @@ class FilesConnector:
         """
         with _reading(self.path):
             found = [match for match in self._matches() if match[0] is None or match[0] in window]
-            found.sort(key=lambda match: (match[0] or dt.date.min, match[1]))
+            found.sort(key=lambda match: (match[0] or dt.date.min, natural_key(match[1]), match[1]))
             with ThreadPoolExecutor(_HASH_THREADS) as pool:
                 digests = pool.map(self._sha256, [info.path for _, _, info in found])
                 return [
