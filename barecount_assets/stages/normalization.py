@@ -105,6 +105,7 @@ def _commit(
         versions = _versions(connection, model, spec.tenant_id, run_id)
         outputs.append(Output(model, content, rows, versions))
     quarantined = _quarantine(connection, spec, manifest, token)
+    quarantine_life.carry_over(connection, spec.tenant_id, [batch["batch_id"] for batch in batches])
     if scope == "all":
         quarantine_life.settle_accepted(
             connection, spec.tenant_id, spec.pipeline, manifest.spec.transforms.gdp, token, run_id)

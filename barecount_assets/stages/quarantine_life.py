@@ -127,6 +127,14 @@ def settle_accepted(
     return closed
 
 
+def carry_over(connection: psycopg.Connection, tenant_id: str, batch_ids: Sequence[int]) -> None:
+    """Give refused records of batches that took another's place what was decided about the same records of that one.
+
+    What a run of normalization settled by itself is not carried: the next one says it again.
+    """
+    fetch(connection, _CARRY_OVER, (tenant_id, list(batch_ids)))
+
+
 _DECIDE = """
 insert into platform.quarantine_decision (
     decision_id, tenant_id, pipeline, dataset, kind, subject, run_token, decided_by, reason, records, fix, evidence_seq)
@@ -138,6 +146,20 @@ from jsonb_populate_record(null::platform.quarantine_decision, $1::text::jsonb)
 _DISCARD = """
 insert into platform.quarantine_outcome (quarantine_id, state, decision_id)
 select id, 'discarded', $2::bigint from unnest($1::bigint[]) as id
+"""
+_CARRY_OVER = """
+insert into platform.quarantine_outcome (quarantine_id, state, decision_id, batch_id, row_number, again_id, run_id)
+select distinct on (q.quarantine_id) q.quarantine_id, o.state, o.decision_id, o.batch_id, o.row_number, o.again_id,
+    o.run_id
+from platform.quarantine q
+join platform.raw_batch b on b.batch_id = q.batch_id and b.supersedes is not null
+join platform.quarantine earlier on earlier.tenant_id = q.tenant_id and earlier.batch_id = b.supersedes
+    and earlier.stage = q.stage and earlier.row_number = q.row_number and earlier.reason = q.reason
+    and earlier.field is not distinct from q.field
+join platform.quarantine_outcome o on o.quarantine_id = earlier.quarantine_id
+where q.tenant_id = $1 and q.batch_id = any($2) and (o.run_id is null or q.stage = 'ingestion') and not exists (
+    select from platform.quarantine_outcome own where own.quarantine_id = q.quarantine_id)
+order by q.quarantine_id, o.decision_id desc
 """
 _SETTLED = """
 select q.dataset, q.quarantine_id, max(a.quarantine_id)

@@ -73,6 +73,8 @@ _OPERATORS = (
 )  # fmt: skip
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}\Z", re.ASCII)
 _VERSION = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}\Z", re.ASCII)
+_APPLIES = re.compile(r"(?:all|from (?P<day>\d{4}-\d{2}-\d{2}))\Z", re.ASCII)
+_APPLIES_ALLOWED = "all, or from a day, e.g. from 2026-05-04"
 _NUMERIC = re.compile(r"numeric\(([0-9]{1,2}),([0-9]{1,2})\)\Z", re.ASCII)
 _NOT_LINEAR = re.compile(r"\(\?<?[=!]|\\[1-9]")
 
@@ -200,6 +202,8 @@ class Contract:
         mode: what a new version must be to those before it: custom property `compatibility`, else the layer's default.
         deprecation_days: days the version stays readable after a newer one replaced it: SLA property
             `deprecationWindow`, else `DEPRECATION_DAYS`.
+        applies_from: first day (of the partition, else of landing) that the rules of a raw contract are for: custom
+            property `applies: from DATE`; None: all that has landed.
         document: the document as parsed, JSON-serialisable.
     """
 
@@ -218,6 +222,7 @@ class Contract:
     tags: tuple[str, ...] = ()
     mode: Mode = Mode.NONE
     deprecation_days: int = DEPRECATION_DAYS
+    applies_from: dt.date | None = None
     document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     @property
@@ -354,6 +359,7 @@ class _Reader:
             tags=tuple(document.get("tags", ())),
             mode=self._mode(),
             deprecation_days=self._days("deprecationWindow") or DEPRECATION_DAYS,
+            applies_from=self._applies_from(),
             document=document,
         )
 
@@ -387,6 +393,26 @@ class _Reader:
                 path = ("customProperties", index, "value")
                 self._report(path, "unknown compatibility mode", item["value"], listed(Mode))
         return DEFAULT_MODES[self._layer]
+
+    def _applies_from(self) -> dt.date | None:
+        """The custom property `applies`: `all`, or `from` a day."""
+        day: dt.date | None = None
+        for index, item in enumerate(self._source.document.get("customProperties", [])):
+            if item["property"] != "applies":
+                continue
+            place = ("customProperties", index, "value")
+            match = _APPLIES.match(item["value"]) if isinstance(item["value"], str) else None
+            if self._layer != "raw":
+                self._report(place, f"not executed in a {self._layer} contract", item["value"],
+                             "applies where records are judged: in the raw contract")
+            elif match is None:
+                self._report(place, "what the rules apply to", item["value"], _APPLIES_ALLOWED)
+            elif match["day"]:
+                try:
+                    day = dt.date.fromisoformat(match["day"])
+                except ValueError:
+                    self._report(place, "not a day", match["day"], _APPLIES_ALLOWED)
+        return day
 
     def _days(self, name: str) -> int | None:
         """An SLA property that is a time, in days; None where it is not declared."""

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from barecount_assets.stages.ingestion.connectors import jsonl
 from barecount_assets.stages.ingestion.connectors.csv import CsvFormat
 from barecount_assets.stages.ingestion.parsing import Records, split_records
-from barecount_assets.stages.ingestion.records import EXTRA, ExtractorSchema, Field, ParsedBatch
+from barecount_assets.stages.ingestion.records import EXTRA, ROW_NUMBER, ExtractorSchema, Field, ParsedBatch
 from resources.runtime.errors import BareCountError, ErrorCode
 
 
@@ -137,6 +138,67 @@ class JsonPayloads:
 
     def require_one(self, payload: bytes) -> None:
         _require_one(payload, None)
+
+
+@dataclass(frozen=True)
+class MixedPayloads:
+    """Records of a CSV source, some of them as JSON objects: rows that were accepted once, and judged again.
+
+    No sound CSV record begins with a brace and a quote.
+    """
+
+    lines: CsvPayloads
+    objects: JsonPayloads
+
+    @property
+    def encoding(self) -> str:
+        return self.lines.encoding
+
+    def parse(self, payloads: Sequence[bytes], before: int) -> ParsedBatch:
+        is_object = np.array([_is_object(payload) for payload in payloads], bool)
+        parts: list[ParsedBatch] = []
+        for mask, reader in ((~is_object, self.lines), (is_object, self.objects)):
+            positions = np.flatnonzero(mask)
+            if len(positions):
+                part = reader.parse([payloads[position] for position in positions.tolist()], 0)
+                parts.append(renumbered(part, positions + before + 1))
+        if len(parts) == 1:
+            return parts[0]
+        rows, rejects = (_in_order(pa.concat_batches(batches)) for batches in (
+            [part.rows for part in parts], [part.rejects for part in parts]))
+        batch = ParsedBatch(rows, rejects, len(payloads))
+        return replace(batch, original=lambda positions: _originals(payloads, batch, before, positions))
+
+    def corrected(self, payload: bytes, values: Mapping[str, str]) -> bytes:
+        return self._reader_of(payload).corrected(payload, values)
+
+    def require_one(self, payload: bytes) -> None:
+        self._reader_of(payload).require_one(payload)
+
+    def _reader_of(self, payload: bytes) -> PayloadReader:
+        return self.objects if _is_object(payload) else self.lines
+
+
+def renumbered(batch: ParsedBatch, numbers: np.ndarray) -> ParsedBatch:
+    """The batch, its record k under the number `numbers[k - 1]`."""
+    rows, rejects = batch.rows, batch.rejects
+    own = numbers[rows.column(ROW_NUMBER).to_numpy() - 1]
+    refused = numbers[rejects.column("row_number").to_numpy() - 1]
+    at = rows.schema.get_field_index(ROW_NUMBER)
+    return ParsedBatch(
+        rows.set_column(at, rows.schema.field(at), pa.array(own, pa.int64())),
+        rejects.set_column(0, rejects.schema.field(0), pa.array(refused, pa.int64())),
+        batch.received, batch.original,
+    )
+
+
+def _is_object(payload: bytes) -> bool:
+    return payload.startswith(b'{"')
+
+
+def _in_order(batch: pa.RecordBatch) -> pa.RecordBatch:
+    number = ROW_NUMBER if ROW_NUMBER in batch.schema.names else "row_number"
+    return batch.take(pc.sort_indices(batch.column(number)))
 
 
 def _records(payloads: Sequence[bytes]) -> Records:

@@ -9,7 +9,7 @@ object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from barecount_assets.stages.ingestion.connectors import jsonl, parquet
 from barecount_assets.stages.ingestion.connectors.csv import CsvFormat
 from barecount_assets.stages.ingestion.connectors.files import file_format
 from barecount_assets.stages.ingestion.parsing import Column, assemble, check, json_objects, text_column
-from barecount_assets.stages.ingestion.payloads import CsvPayloads, JsonPayloads
+from barecount_assets.stages.ingestion.payloads import CsvPayloads, JsonPayloads, MixedPayloads, renumbered
 from barecount_assets.stages.ingestion.records import (
     EXTRA,
     REJECT_SCHEMA,
@@ -37,11 +37,15 @@ if TYPE_CHECKING:
     from resources.governance.sources import AnySource
     from resources.storage.raw_store import RawStore
 
+BY_COLUMN = "quarantine/gdp/"
+"""How the ids of batches begin whose refused records are rows of the raw table, by its column names."""
+
 Reparse = Callable[[Sequence[bytes]], Iterator[ParsedBatch]]
 
 
 def read(
-    store: RawStore, batch: Mapping[str, Any], source: AnySource, observed: ObservedSchema, schema: ExtractorSchema
+    store: RawStore, batch: Mapping[str, Any], source: AnySource, observed: ObservedSchema, schema: ExtractorSchema,
+    decided: Collection[int] = (),
 ) -> Iterator[ParsedBatch]:
     """Stream a landed batch in the fields of `schema`.
 
@@ -49,33 +53,51 @@ def read(
         batch: its row of `platform.raw_batch`.
         source: the manifest's source: how the payloads of refused records are written.
         observed: what the unit itself said it has.
+        decided: numbers of refused records that somebody replayed or gave up: they stay refused, as they are.
 
     Raises:
         BareCountError: store.corrupt.
     """
     for rows in store.read(batch["object_key"]):
         if rows.num_rows:
-            yield _accepted(rows, schema)
-    if batch["quarantine_key"] is not None:
-        reparse = _reparser(source, observed, schema)
-        for rejects in store.read(batch["quarantine_key"]):
+            yield accepted(rows, schema, batch)
+    yield from refused(store, batch, source, observed, schema, decided)
+
+
+def refused(
+    store: RawStore, batch: Mapping[str, Any], source: AnySource, observed: ObservedSchema, schema: ExtractorSchema,
+    decided: Collection[int] = (),
+) -> Iterator[ParsedBatch]:
+    """`read`, of the records in quarantine alone."""
+    if batch["quarantine_key"] is None:
+        return
+    reparse = _reparser(source, observed, schema, batch["source_id"].startswith(BY_COLUMN))
+    numbers = pa.array(sorted(decided), pa.int64())
+    for rejects in store.read(batch["quarantine_key"]):
+        stays = pc.is_in(rejects.column("row_number"), value_set=numbers)
+        if pc.any(stays).as_py():
+            yield _as_they_are(rejects.filter(stays), schema)
+            rejects = rejects.filter(pc.invert(stays))
+        if rejects.num_rows:
             yield from _refused(rejects, schema, reparse)
 
 
 # --- accepted rows ------------------------------------------------------------------------------------------
 
 
-def _accepted(rows: pa.RecordBatch, schema: ExtractorSchema) -> ParsedBatch:
+def accepted(rows: pa.RecordBatch, schema: ExtractorSchema, batch: Mapping[str, Any]) -> ParsedBatch:
+    """Rows of a batch's raw object in the fields of `schema`."""
+    by_column = batch["source_id"].startswith(BY_COLUMN)
     originals = [{} if text is None else jsonl.members(text) for text in rows.column(EXTRA).to_pylist()]
     extras = [dict(members) for members in originals]
     columns = [_column(field, rows, extras) for field in schema.fields]
     parsed = np.arange(rows.num_rows)
     left = pa.array([jsonl.json_text(members) if members else None for members in extras], pa.string())
-    batch = assemble(
+    read_again = assemble(
         schema, columns, left, parsed=parsed, received=rows.num_rows, before=0, faults=check(schema, columns, parsed),
-        payload=lambda positions: _payloads(rows, originals, schema, positions),
+        payload=lambda positions: _payloads(rows, originals, schema, positions, by_column),
     )
-    return _renumbered(batch, rows.column(ROW_NUMBER).to_numpy())
+    return renumbered(read_again, rows.column(ROW_NUMBER).to_numpy())
 
 
 def _column(field: Field, rows: pa.RecordBatch, extras: list[dict[str, Any]]) -> Column:
@@ -100,13 +122,15 @@ def _text(value: Any) -> str | None:
 
 
 def _payloads(
-    rows: pa.RecordBatch, extras: list[dict[str, Any]], schema: ExtractorSchema, positions: np.ndarray
+    rows: pa.RecordBatch, extras: list[dict[str, Any]], schema: ExtractorSchema, positions: np.ndarray,
+    by_column: bool,
 ) -> list[bytes]:
-    """Rows as JSON objects under the source's names, undeclared values included."""
-    names = {field.name: field.source_name for field in schema.fields}
+    """Rows as JSON objects under the source's names (or the columns'), undeclared values included."""
+    names = {} if by_column else {field.name: field.source_name for field in schema.fields}
+    formats = {} if by_column else {field.name: field.format for field in schema.fields if field.format is not None}
     taken = rows.take(pa.array(positions))
     texts = json_objects({
-        names.get(name, name): parquet.json_values(taken.column(name))
+        names.get(name, name): parquet.json_values(_as_written(taken.column(name), formats.get(name)))
         for name in taken.schema.names if name not in (ROW_NUMBER, EXTRA)
     })
     assert texts is not None
@@ -114,6 +138,17 @@ def _payloads(
         (f"{text[:-1]},{jsonl.json_text(extras[position])[1:]}" if extras[position] else text).encode()
         for text, position in zip(texts.to_pylist(), positions.tolist(), strict=True)
     ]
+
+
+def _as_written(values: pa.Array, form: str | None) -> pa.Array:
+    """Dates and times in the form (of strptime) that the source writes them in: so they are read again."""
+    if form is None or not (pa.types.is_date(values.type) or pa.types.is_timestamp(values.type)):
+        return values
+    import polars as pl
+
+    series = pl.from_arrow(values)
+    assert isinstance(series, pl.Series)
+    return series.dt.to_string(form.replace("%f", "%6f")).to_arrow().cast(pa.string())
 
 
 # --- refused records ----------------------------------------------------------------------------------------
@@ -124,42 +159,25 @@ def _refused(rejects: pa.RecordBatch, schema: ExtractorSchema, reparse: Reparse)
     numbers = rejects.column("row_number").to_numpy()
     batches = list(reparse(payloads)) if all(payloads) else []
     if sum(batch.received for batch in batches) == len(payloads):
-        yield from (_renumbered(batch, numbers) for batch in batches)
+        yield from (renumbered(batch, numbers) for batch in batches)
     else:  # records that cannot be told apart any more, an empty line among them, stay refused as they are
-        nothing = pa.RecordBatch.from_pylist([], schema=schema.arrow)
-        yield ParsedBatch(nothing, rejects.cast(REJECT_SCHEMA), rejects.num_rows)
+        yield _as_they_are(rejects, schema)
 
 
-def _reparser(source: AnySource, observed: ObservedSchema, schema: ExtractorSchema) -> Reparse:
+def _as_they_are(rejects: pa.RecordBatch, schema: ExtractorSchema) -> ParsedBatch:
+    nothing = pa.RecordBatch.from_pylist([], schema=schema.arrow)
+    return ParsedBatch(nothing, rejects.cast(REJECT_SCHEMA), rejects.num_rows)
+
+
+def _reparser(source: AnySource, observed: ObservedSchema, schema: ExtractorSchema, by_column: bool) -> Reparse:
     """Parses payloads as records of the source's format; those of typed formats and of rows are JSON objects."""
     declared = file_format(source.format.model_dump()) if isinstance(source, FileSource) else None
-    objects = JsonPayloads(schema)
-    if not isinstance(declared, CsvFormat):
+    objects = JsonPayloads(schema, by_column)
+    if by_column or not isinstance(declared, CsvFormat):
         return lambda payloads: iter([objects.parse(payloads, 0)])
-    lines = CsvPayloads(declared, tuple(observed.names) or tuple(f.source_name for f in schema.fields), schema)
-
-    def mixed(payloads: Sequence[bytes]) -> Iterator[ParsedBatch]:
-        # A batch that was read again holds both: no sound CSV record begins with a brace and a quote.
-        is_object = np.array([payload.startswith(b'{"') for payload in payloads])
-        for mask, reader in ((~is_object, lines), (is_object, objects)):
-            at = np.flatnonzero(mask)
-            if len(at):
-                yield _renumbered(reader.parse([payloads[i] for i in at.tolist()], 0), at + 1)
-
-    return mixed
-
-
-def _renumbered(batch: ParsedBatch, numbers: np.ndarray) -> ParsedBatch:
-    """The batch, its record k under the number `numbers[k - 1]`."""
-    rows, rejects = batch.rows, batch.rejects
-    own = numbers[rows.column(ROW_NUMBER).to_numpy() - 1]
-    refused = numbers[rejects.column("row_number").to_numpy() - 1]
-    at = rows.schema.get_field_index(ROW_NUMBER)
-    return ParsedBatch(
-        rows.set_column(at, rows.schema.field(at), pa.array(own, pa.int64())),
-        rejects.set_column(0, rejects.schema.field(0), pa.array(refused, pa.int64())),
-        batch.received, batch.original,
-    )
+    names = tuple(observed.names) or tuple(field.source_name for field in schema.fields)
+    mixed = MixedPayloads(CsvPayloads(declared, names, schema), objects)
+    return lambda payloads: iter([mixed.parse(payloads, 0)])
 
 
 # --- types of values ----------------------------------------------------------------------------------------

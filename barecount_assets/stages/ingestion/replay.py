@@ -22,8 +22,8 @@ import psycopg
 
 from barecount_assets.stages import quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
-from barecount_assets.stages.ingestion import dataset_rules, edited_records, sources
-from barecount_assets.stages.ingestion.payloads import CsvPayloads, JsonPayloads, PayloadReader
+from barecount_assets.stages.ingestion import dataset_rules, edited_records, relanding, sources
+from barecount_assets.stages.ingestion.payloads import CsvPayloads, JsonPayloads, MixedPayloads, PayloadReader
 from barecount_assets.stages.ingestion.records import ExtractorSchema, ObservedSchema, ParsedBatch, Unit, Window
 from barecount_assets.stages.ingestion.rules import ContractRules
 from barecount_assets.stages.ingestion.stage import Landing, split
@@ -37,7 +37,7 @@ from resources.storage import quarantine_store, raw_tables
 from resources.storage.quarantine_store import Group, Selection
 
 _OWN = "quarantine/"
-_OWN_GDP = "quarantine/gdp/"  # records that normalization refused: by the raw table's column names
+_OWN_GDP = relanding.BY_COLUMN
 _TOKEN_LENGTH = 16
 _REASONS = 5
 
@@ -302,7 +302,7 @@ def reader_of(manifest: Pipeline, schema: ExtractorSchema, group: Group) -> Payl
         raise BareCountError(
             ErrorCode.USAGE, f"the header of {group.source_id} is not on record: its batch landed before headers were",
             hint="deliver the records again in a file of their own, and discard these")
-    return CsvPayloads(csv, names, schema)
+    return MixedPayloads(CsvPayloads(csv, names, schema), JsonPayloads(schema))
 
 
 def _source(manifest: Pipeline, dataset: str) -> Any:

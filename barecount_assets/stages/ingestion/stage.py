@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -25,6 +25,7 @@ from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import (
     dataset_rules,
     delivery_order,
+    rejudging,
     relanding,
     schema_check,
     settling,
@@ -97,6 +98,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         if spec.probe and not (
             landing.all_known(connection, units) and _days_marked(connection, spec, source.dated, window)
             and not settling.due(connection, spec.tenant_id, extraction, raw)
+            and not rejudging.due(connection, spec.tenant_id, raw)
         ):
             return StageReceipt(Stage.INGESTION, spec.tenant_id, spec.pipeline, token, changed=True)
         environment.register_tenant(connection, spec.tenant_id)
@@ -110,10 +112,12 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             landed.append(landing.land(connection, unit))
         progress(spec.source, len(units), len(units))
         relanded, settled = landing.settle(connection, source)
-        landed = [replace(item, batch=relanded.get(item.batch["batch_id"], item.batch)) for item in landed]
-        changed = settled > 0 or any(unit.state != "known" for unit in landed)
+        successors, judged = landing.judge_again(connection, source, progress)
+        for by_number in (relanded, successors):
+            landed = [replace(item, batch=by_number.get(item.batch["batch_id"], item.batch)) for item in landed]
+        changed = settled > 0 or judged.batches > 0 or any(unit.state != "known" for unit in landed)
         return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction,
-                       manifest)
+                       manifest, judged)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,14 @@ class _Landed:
     unit: Unit
     state: str
     batch: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """A batch (its row of `platform.raw_batch`) that lands again, and what of it moves."""
+
+    batch: dict[str, Any]
+    moves: rejudging.Moves
 
 
 class Landing:
@@ -185,15 +197,69 @@ class Landing:
             if item.outcome != "relanded":
                 settling.apply(connection, item, self._raw)
                 continue
-            (old,) = fetch_dicts(connection, "select * from platform.raw_batch where batch_id = $1",
-                                 (item.batch.batch_id,))
+            (old,) = fetch_dicts(connection, _BATCH, (item.batch.batch_id,))
             unit = Unit(old["source_id"], old["object_key"], old["partition_date"], old["content_sha256"],
                         delivery_order=old["delivery_order"])
-            rows = relanding.read(self._environment.raw_store, old, source, item.batch.drift.observed, self._schema)
+            rows = relanding.read(self._environment.raw_store, old, source, item.batch.drift.observed, self._schema,
+                                  rejudging.decided(connection, old))
             with unavailable_as_error():
                 landed = self._copy(connection, unit, item.batch.drift.observed, rows, item.batch)
             relanded[item.batch.batch_id] = landed.batch
         return relanded, len(due)
+
+    def judge_again(
+        self, connection: psycopg.Connection, source: AnySource, progress: Progress
+    ) -> tuple[dict[int, dict[str, Any]], rejudging.Judged]:
+        """Hold landed batches against the rules in force, where they landed under others; land again what moves.
+
+        Returns the batches that were landed again, by the number of the batch each supersedes, and what it came to.
+        """
+        due = rejudging.due(connection, self._spec.tenant_id, self._raw)
+        judged = rejudging.Judged(self._raw.dataset, self._raw.version)
+        if not due:
+            return {}, judged
+        unmoved = rejudging.unmoved(connection, due, self._raw)
+        unchanged, expired, moved = [], [], []
+        successors: dict[int, dict[str, Any]] = {}
+        for number, batch in enumerate(due):
+            progress(f"judging {batch['source_id']}", number, len(due))
+            if batch["batch_id"] in unmoved:
+                unchanged.append(batch)
+                continue
+            if batch["is_expired"]:
+                expired.append(batch)
+                continue
+            moves = rejudging.judge(self._environment.raw_store, batch, source, self._schema, self._rules,
+                                    rejudging.decided(connection, batch))
+            if not moves.any:
+                unchanged.append(batch)
+                continue
+            moved.append(moves)
+            successors[batch["batch_id"]] = self._land_again(connection, source, batch["batch_id"], moves)
+        judged = rejudging.Judged(
+            self._raw.dataset, self._raw.version, len(due), len(moved), sum(one.to_quarantine for one in moved),
+            sum(one.to_accepted for one in moved), len(expired), rejudging.days_of(expired))
+        rejudging.record(connection, self._raw, self._spec.tenant_id, self._spec.pipeline, judged, unchanged, expired)
+        return successors, judged
+
+    def _land_again(
+        self, connection: psycopg.Connection, source: AnySource, batch_id: int, moves: rejudging.Moves
+    ) -> dict[str, Any]:
+        """Land a batch as it is under the rules in force, in the place of the one it is read from."""
+        (old,) = fetch_dicts(connection, _BATCH, (batch_id,))
+        unit = Unit(old["source_id"], old["object_key"], old["partition_date"], old["content_sha256"],
+                    options={"replay_of": old["replay_of"]}, delivery_order=old["delivery_order"])
+        observed = rejudging.observed(old)
+        rows = relanding.read(self._environment.raw_store, old, source, observed, self._schema,
+                              rejudging.decided(connection, old))
+        return self._copy(connection, unit, observed, rows, judged=_Judgement(old, moves)).batch
+
+    def _in_force(self, connection: psycopg.Connection, day: dt.date) -> tuple[Contract, ContractRules]:
+        """The contract whose rules are for a day, and those: an earlier one where the present says from when it is."""
+        contract = rejudging.in_force(connection, self._raw, day)
+        if contract is self._raw:
+            return contract, self._rules
+        return contract, ContractRules(rejudging.of_columns(contract, self._raw))
 
     def _known(self, connection: psycopg.Connection, unit: Unit, content_sha256: str) -> dict[str, Any] | None:
         """The batch with this content of the unit's day; `is_said` tells whether it is what the unit says now.
@@ -237,10 +303,11 @@ class Landing:
 
     def _copy(
         self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema, batches: Iterator[ParsedBatch],
-        supersedes: WaitingBatch | None = None,
+        supersedes: WaitingBatch | None = None, judged: _Judgement | None = None,
     ) -> _Landed:
         spec, dataset = self._spec, self._raw.dataset
-        load_date = dt.datetime.now(dt.UTC).date().isoformat()
+        # To judge a batch again makes it no younger.
+        load_date = (judged.batch["load_date"] if judged else dt.datetime.now(dt.UTC).date()).isoformat()
         identity = {
             "tenant": spec.tenant_id, "dataset": dataset, "source_id": unit.source_id,
             "partition_date": unit.partition_date and unit.partition_date.isoformat(),
@@ -249,16 +316,19 @@ class Landing:
         expired = self._expired(connection, unit, unit.sha256) if unit.sha256 else []
         if expired:
             identity["expired_before"] = len(expired)  # its object has a name of its own: the old one's is deleted
+        if judged is not None:  # going back to earlier rules must not find the objects of then
+            identity["judged_again"] = judged.batch["run_token"]
         # A stream has no digest before it is read; its content is then that of its object.
         object_token = run_token(**identity, content=unit.sha256 or unit.cursor or load_date)
         prefix = prefix_of(spec.tenant_id, dataset, load_date, object_token)
         store = self._environment.raw_store
         known: dict[str, Any] | None = None
+        under, rules = self._in_force(connection, unit.partition_date or dt.date.fromisoformat(load_date))
         with connection.transaction() as transaction, ExitStack() as stack:
             batch_id, landing = fetch(connection, _BEGIN, (spec.tenant_id, dataset))[0][:2]
             accepted = stack.enter_context(store.writer(prefix, self._schema.arrow, self._raw_class))
             quarantine = stack.enter_context(_Quarantine(store, prefix, self._raw_class))
-            feed = stack.enter_context(_Feed(batches, self._rules, accepted, quarantine))
+            feed = stack.enter_context(_Feed(batches, rules, accepted, quarantine))
             raw_tables.append(connection, dataset, spec.tenant_id, batch_id, feed, self._schema.arrow)
             if accepted.rows + quarantine.rows != feed.received:
                 raise BareCountError(
@@ -275,9 +345,17 @@ class Landing:
                     raise psycopg.Rollback(transaction)
                 expired = self._expired(connection, unit, content)
             batch = self._register(connection, unit, observed, feed.observer.seen(), batch_id, object_token, content,
-                                   load_date, stored, refused, supersedes, max(expired, default=None), landing)
+                                   load_date, stored, refused, supersedes, max(expired, default=None), landing, judged,
+                                   under)
             if refused is not None:
                 self._load_quarantine(connection, refused, unit, batch_id, object_token)
+            if judged is not None:
+                self._succeed(connection, judged.batch, batch)
+            if supersedes is not None:
+                (old,) = fetch_dicts(connection, _BATCH, (supersedes.batch_id,))
+                self._succeed(connection, old, batch)
+                drift_register.release(connection, supersedes, "relanded", {"landed_in_entry": batch["evidence_seq"]})
+                drift_register.settle(connection, supersedes.drift, f"contracts {self._extraction.version} declare it")
             if self._replay is not None:
                 self._replay(connection, batch)
         if known is not None:
@@ -285,6 +363,11 @@ class Landing:
                 fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
             return self._recognise(connection, unit, known)
         return _Landed(unit, "landed", batch)
+
+    def _succeed(self, connection: psycopg.Connection, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Put a batch in the place of the one it was read from: with its units, and what was decided of its records."""
+        rejudging.carry_over(connection, old, new["batch_id"])
+        fetch(connection, _SUPERSEDE, (old["tenant_id"], old["dataset"], old["batch_id"], new["batch_id"]))
 
     def _load_quarantine(
         self, connection: psycopg.Connection, refused: StoredObject, unit: Unit, batch_id: int, token: str
@@ -298,9 +381,10 @@ class Landing:
     def _register(
         self, connection: psycopg.Connection, unit: Unit, observed: ObservedSchema, seen: SeenInRows, batch_id: int,
         token: str, content: str, load_date: str, stored: StoredObject, refused: StoredObject | None,
-        supersedes: WaitingBatch | None, expired: int | None, landing: int,
+        supersedes: WaitingBatch | None, expired: int | None, landing: int, judged: _Judgement | None,
+        under: Contract,
     ) -> dict[str, Any]:
-        changes = drift.classify(observed, seen, self._extraction, self._raw)
+        changes = drift.classify(observed, seen, self._extraction, self._raw) if judged is None else []
         order = self._order(connection, unit, landing)
         batch = {
             "batch_id": batch_id, "tenant_id": self._spec.tenant_id, "pipeline": self._spec.pipeline,
@@ -310,10 +394,11 @@ class Landing:
             "quarantined": refused.rows if refused else 0, "object_key": stored.key, "object_sha256": stored.sha256,
             "object_bytes": stored.size, "quarantine_key": refused and refused.key,
             "quarantine_sha256": refused and refused.sha256, "schema_hash": self._schema.hash,
-            "extraction_version": self._extraction.version, "contract_version": self._raw.version,
-            "contract_hash": self._raw.hash, "software_version": SOFTWARE_VERSION,
-            "drift": [change.to_json() for change in changes] or None, "run_token": token,
-            "supersedes": supersedes.batch_id if supersedes else expired,
+            "extraction_version": self._extraction.version, "contract_version": under.version,
+            "contract_hash": under.hash, "software_version": SOFTWARE_VERSION,
+            "drift": [change.to_json() for change in changes] or (judged.batch["drift"] if judged else None),
+            "run_token": token,
+            "supersedes": judged.batch["batch_id"] if judged else supersedes.batch_id if supersedes else expired,
             "observed_names": list(observed.names),
             "replay_of": unit.options.get("replay_of"), "delivery_order": order,
         }
@@ -322,6 +407,10 @@ class Landing:
         payload = {k: v for k, v in batch.items() if k not in _NOT_IN_EVIDENCE}
         if supersedes is not None:
             payload["read_again_because"] = supersedes.drift.subject
+        if judged is not None:
+            payload["judged_again"] = {
+                "from_contract": judged.batch["contract_version"], "from_entry": judged.batch["evidence_seq"],
+                "to_quarantine": judged.moves.to_quarantine, "to_accepted": judged.moves.to_accepted}
         seq = ledger.append(
             connection,
             ledger.Entry(self._spec.tenant_id, "batch.landed", subject, token,
@@ -337,13 +426,9 @@ class Landing:
             ))
         if batch["replay_of"] is None and any(change.blocking for change in changes):
             drift_register.record(connection, batch, observed, changes, self._extraction, self._raw)
-        if supersedes is None:
+        if judged is None and supersedes is None:
             fetch(connection, _POINT, (
                 self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id, order, landing))
-        else:
-            fetch(connection, _SUPERSEDE, (self._spec.tenant_id, self._raw.dataset, supersedes.batch_id, batch_id))
-            drift_register.release(connection, supersedes, "relanded", {"landed_in_entry": seq})
-            drift_register.settle(connection, supersedes.drift, f"contracts {self._extraction.version} declare it")
         if unit.cursor is not None:
             fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
         return {**batch, "evidence_seq": seq}
@@ -475,6 +560,7 @@ def split(
 def _finish(
     spec: StageSpec, environment: StageEnvironment, connection: psycopg.Connection, dated: bool, window: Window,
     token: str, landed: list[_Landed], changed: bool, extraction: Contract, manifest: Pipeline,
+    judged: rejudging.Judged,
 ) -> StageReceipt:
     batches = [item.batch for item in landed]
     unique = {batch["batch_id"]: batch for batch in batches}.values()
@@ -486,14 +572,15 @@ def _finish(
         **{name: sum(batch[name] for batch in unique) for name in ("received", "accepted", "quarantined")},
     }
     content = run_token(content=sorted(batch["content_sha256"] for batch in unique))
+    shown = {**counts, **judged.counts()}
     raw = environment.declarations.contract(extraction.dataset, "raw")
     schema, waiting = schema_check.check(connection, spec, extraction, unique)
     there = _not_expired(connection, unique)
-    judged = [number for batch in there if (number := batch["batch_id"]) not in waiting or schema.blocking]
+    under_rules = [number for batch in there if (number := batch["batch_id"]) not in waiting or schema.blocking]
     checks = (
         schema,
         _accounting_check(extraction, connection, there),
-        dataset_rules.check(connection, raw, judged),
+        dataset_rules.check(connection, raw, under_rules),
     )
     per_day: dict[str, dict[str, int]] = {}
     for batch in unique:
@@ -503,8 +590,9 @@ def _finish(
             day[name] += batch[name]
     receipt = StageReceipt(
         stage=Stage.INGESTION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=changed,
-        counts=counts, outputs=(Output(extraction.dataset, content, counts["accepted"]),), checks=checks,
-        facts={"source": spec.source, "days": per_day},
+        counts=shown, outputs=(Output(extraction.dataset, content, counts["accepted"]),), checks=checks,
+        facts={"source": spec.source, "days": per_day,
+               **({"judged_again": asdict(judged)} if judged.batches else {})},
     )
     with connection.transaction():
         done = fetch(
@@ -622,6 +710,7 @@ insert into platform.delivery_counter as c (tenant_id, dataset, landings) values
 on conflict (tenant_id, dataset) do update set landings = c.landings + 1
 returning landings
 """
+_BATCH = "select * from platform.raw_batch where batch_id = $1"
 _KNOWN = """
 select * from (
     select b.*, exists (
