@@ -62,7 +62,7 @@ MEMORY, ENOUGH = Path("/dev/shm"), 6 * 2**30
 """A file system in memory, and how many bytes of it the databases of a worker may take."""
 
 
-def _folder_for_databases() -> Path:
+def folder_for_databases() -> Path:
     """In memory where there is room: each database is a thousand files, which some file systems make and drop slowly.
 
     Else in the system's temporary folder: running as root, PostgreSQL drops to a user of its own, which must be able to
@@ -75,18 +75,23 @@ def _folder_for_databases() -> Path:
     return folder
 
 
+def settle_for_speed(connection: psycopg.Connection) -> None:
+    """Let a server of the tests skip what only a machine that loses its power needs."""
+    # Killed processes lose nothing without them, only machines do; every database would cost hundreds of syncs.
+    connection.execute("alter system set fsync = off")
+    connection.execute("alter system set full_page_writes = off")
+    connection.execute("alter system set max_wal_size = '512MB'")
+    connection.execute("alter system set autovacuum_naptime = '10min'")  # it looks into every database
+    connection.execute("select pg_reload_conf()")
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """URL of a running server's migrated database, which is the template of all others."""
-    folder = _folder_for_databases()
+    folder = folder_for_databases()
     url = embedded.start(folder)
     with psycopg.connect(url, autocommit=True) as connection:
-        # Killed processes lose nothing without them, only machines do; every database would cost hundreds of syncs.
-        connection.execute("alter system set fsync = off")
-        connection.execute("alter system set full_page_writes = off")
-        connection.execute("alter system set max_wal_size = '512MB'")
-        connection.execute("alter system set autovacuum_naptime = '10min'")  # it looks into every database
-        connection.execute("select pg_reload_conf()")
+        settle_for_speed(connection)
     migrations.upgrade(url)
     yield url
     embedded.stop(folder)

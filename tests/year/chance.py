@@ -1,0 +1,149 @@
+"""A year at random, the same for a seed: which step comes next, given what there is."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from collections.abc import Callable, Iterator
+
+from tests.year import steps
+from tests.year.model import Model
+from tests.year.steps import Order, Step
+
+SHOPS = ("north", "south", "Łódź", "")
+DROPPABLE, RENAMEABLE = ("note", "ordered_at"), ("amount", "note", "ordered_at")
+KINDS = {"amount": ("numeric(18,2)", "numeric(18,4)", "numeric(20,3)"), "order_id": ("bigint",)}
+_STAGES = ("ingestion", "calendar", "normalization", "kpi_build", "publish")
+_BAD = ("", "12,5", "free")
+
+
+class Year:
+    """Steps of a year; every `Run` ends a few changes of source or project.
+
+    Attributes:
+        day: the day that it is.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self.day = dt.date(2026, 3, 3)
+        self._numbers = 2
+        self._contents: dict[str, list[tuple[Order, ...]]] = {}
+
+    def steps(self, model: Model) -> Iterator[Step]:
+        """Endless; look at the model between them, as it lives what was given before."""
+        while True:
+            for _ in range(self._random.choice((1, 1, 2, 2, 3))):
+                yield self._change(model)
+            if self._random.random() < 0.05:
+                yield steps.Restart()
+            yield self._run()
+
+    def _change(self, model: Model) -> Step:
+        changes: list[tuple[int, Callable[[Model], Step]]] = [
+            (8, self._new_day), (4, self._late), (4, self._corrected), (4, self._as_it_was), (2, self._another_file),
+            (2, self._moved), (2, self._copied), (1, self._removed), (1, self._emptied), (4, self._edited),
+        ]
+        (change,) = self._random.choices([change for _, change in changes], [weight for weight, _ in changes])
+        return change(model)
+
+    # At the source --------------------------------------------------------------------------------------
+
+    def _new_day(self, model: Model) -> Step:
+        self.day += dt.timedelta(days=self._random.choice((1, 1, 1, 4, 27)))
+        if self.day.year > 2026:
+            self.day = dt.date(2026, 3, 3)
+        return self._file(f"orders_{self.day}.csv", self._orders(self.day))
+
+    def _late(self, model: Model) -> Step:
+        day = self.day - dt.timedelta(days=self._random.randrange(40))
+        return self._file(f"orders_{day}{self._suffix()}.csv", self._orders(day))
+
+    def _another_file(self, model: Model) -> Step:
+        """Numbered exports of one day, in any order."""
+        return self._file(f"orders_{self.day}{self._suffix()}.csv", self._orders(self.day))
+
+    def _corrected(self, model: Model) -> Step:
+        name = self._known(model)
+        orders = list(model.files.get(name, ()))
+        if orders and self._random.random() < 0.5:
+            at = self._random.randrange(len(orders))
+            orders[at] = self._order(orders[at].order_id, orders[at].ordered_at[:10])
+        elif orders and self._random.random() < 0.5:
+            orders.pop(self._random.randrange(len(orders)))
+        else:
+            orders += self._orders(dt.date.fromisoformat(name[7:17]))
+        return self._file(name, tuple(orders))
+
+    def _as_it_was(self, model: Model) -> Step:
+        """A content of before, of this file or of another of its day."""
+        name = self._known(model)
+        before = [orders for other, contents in self._contents.items() if other[:17] == name[:17]
+                  for orders in contents]
+        return self._file(name, self._random.choice(before or [model.files.get(name, ())]))
+
+    def _emptied(self, model: Model) -> Step:
+        return self._file(self._known(model), ())
+
+    def _moved(self, model: Model) -> Step:
+        name = self._known(model)
+        return steps.Move(name, f"{name[:17]}{self._suffix()}.csv")
+
+    def _copied(self, model: Model) -> Step:
+        name = self._known(model)
+        return steps.Copy(name, f"{name[:17]}{self._suffix()}.csv")
+
+    def _removed(self, model: Model) -> Step:
+        return steps.Remove(self._known(model))
+
+    def _file(self, name: str, orders: tuple[Order, ...]) -> Step:
+        self._contents.setdefault(name, []).append(orders)
+        return steps.Deliver(name, orders)
+
+    def _known(self, model: Model) -> str:
+        return self._random.choice(sorted(model.files)) if model.files else "orders_2026-03-02.csv"
+
+    def _suffix(self) -> str:
+        return f"_export_{self._random.choice((1, 2, 9, 10, 11, 100))}"
+
+    def _orders(self, day: dt.date) -> tuple[Order, ...]:
+        """A few orders of a day: new ones, and some that were there before."""
+        numbers = []
+        for _ in range(self._random.choice((1, 2, 3, 5))):
+            if self._random.random() < 0.6:
+                self._numbers += 1
+                numbers.append(self._numbers)
+            else:
+                numbers.append(self._random.randint(1, self._numbers))
+        return tuple(self._order(str(number), day.isoformat()) for number in numbers)
+
+    def _order(self, number: str, day: str) -> Order:
+        hour = self._random.choice((0, 9, 12, 22))
+        amount = f"{self._random.randint(-500, 99_999) / 100:.2f}"
+        if self._random.random() < 0.05:
+            amount = self._random.choice(_BAD)
+        note = self._random.choice(("", "gift", "x", "née"))
+        return Order(number, f"{day}T{hour:02d}:30:00+00:00", self._random.choice(SHOPS), amount, note)
+
+    # In the project and in operation --------------------------------------------------------------------
+
+    def _edited(self, model: Model) -> Step:
+        there = {column.source for column in model.design.columns}
+        choices: list[Step] = [
+            steps.Reorder(),
+            steps.Formula(self._random.choice((1, 2, 3))),
+            steps.Retype("amount", self._random.choice(KINDS["amount"])),
+            steps.Engine(self._random.choice(("postgres", "duckdb"))),
+            *(steps.Add(source) for source in DROPPABLE if source not in there),
+            *(steps.Drop(source) for source in DROPPABLE if source in there),
+            *(steps.Rename(source, f"{source}_{self._random.choice('abc')}")
+              for source in RENAMEABLE if source in there),
+        ]
+        return self._random.choice(choices)
+
+    def _run(self) -> Step:
+        hows = {"stages": 24, "dagster": 2, "killed": 2, "outage": 1, "together": 1, "missing": 1}
+        how = self._random.choices(list(hows), list(hows.values()))[0]
+        if how not in ("killed", "outage"):
+            return steps.Run(how)
+        return steps.Run(how, self._random.choice(_STAGES), self._random.randrange(60))
