@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo dev test unit test-spark lint lint-contracts terraform bench bench-engines lock image glue clean
+.PHONY: demo dev test test-year unit test-spark lint lint-contracts terraform bench bench-engines lock image glue clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/barecount demo
@@ -18,6 +18,12 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check barecount_assets resources tests
 	$(BIN)/barecount check
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+# Years of a shop against a plain model of it, until the minutes are over; a failure prints its shortest sequence.
+SEED ?= 1
+MINUTES ?= 5
+test-year: $(VENV)/.installed-test
+	$(BIN)/python -m tests.year --seed $(SEED) --minutes $(MINUTES)
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/unit

@@ -13,7 +13,7 @@ from tests.year.model import Model
 from tests.year.steps import Order, Step
 from tests.year.world import Ground, grounded
 
-SEED, LENGTH, SECONDS = 20260101, 40, 25.0
+SEED, LENGTH, SECONDS = 20260101, 30, 25.0
 NORTH, LATER = Order("7", "2026-05-04T09:00:00+00:00", "north", "10.00"), Order(
     "7", "2026-05-04T09:00:00+00:00", "north", "12.00")
 DAY = "orders_2026-05-04.csv"
