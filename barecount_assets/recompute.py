@@ -23,7 +23,7 @@ import psycopg
 from psycopg import sql
 
 from barecount_assets import admission
-from barecount_assets.stages import calendar, dbt, execute
+from barecount_assets.stages import business_days, calendar, dbt, execute
 from barecount_assets.stages.environment import StageEnvironment
 from resources.data_utilities.calendar import date_table
 from resources.governance import declarations, registry
@@ -206,9 +206,12 @@ def _compute(
     with ExitStack() as stack:
         kept = None if versions == "current" else _kept(connection, then, Stage.NORMALIZATION, then.normalization)
         used = stack.enter_context(_sources(environment, connection, kept, notes))
+        tenant = used.declarations.tenant(then.tenant_id)
+        manifest = used.declarations.effective(then.pipeline, then.tenant_id)
         variables = {"tenant": then.tenant_id, "run_id": then.run_id, "scope": "all", "batches": [],
-                     "currency": used.declarations.tenant(then.tenant_id).spec.currency}
-        models = list(used.declarations.effective(then.pipeline, then.tenant_id).spec.transforms.gdp)
+                     "currency": tenant.spec.currency,
+                     **business_days.run_variables(used.declarations, manifest, tenant)}
+        models = list(manifest.spec.transforms.gdp)
         dbt.build(used, models, variables, progress, SCRATCH)
         outputs = [_compare_gdp(connection, used, then, model) for model in models
                    if model in then.normalized["outputs"]]

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from resources.data_utilities.time_zones import rules_of
 from resources.governance.contract_evolution import column_name
 from resources.runtime.errors import BareCountError, ErrorCode
 
@@ -32,7 +33,7 @@ _GDP_COLUMNS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What to scaffold: column arguments are names as the source has them."""
+    """What to scaffold: column arguments are names as the source has them; `time_zone` is a new tenant's."""
 
     pipeline: str
     path: Path
@@ -44,6 +45,7 @@ class Request:
     tenant: str
     owner: str
     delimiter: str = ","
+    time_zone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Field:
     def logical_type(self) -> str:
         if self.kind.startswith("numeric") or self.kind == "double precision":
             return "number"
-        return {"bigint": "integer", "text": "string"}.get(self.kind, self.kind)
+        return {"bigint": "integer", "text": "string", "timestamptz": "timestamp"}.get(self.kind, self.kind)
 
 
 def plan(project: Path, request: Request) -> dict[Path, str]:
@@ -66,8 +68,9 @@ def plan(project: Path, request: Request) -> dict[Path, str]:
 
     Raises:
         BareCountError: source.not_found, source.malformed, declaration.unknown for a column the source does not have,
-            store.conflict when a file exists already.
+            store.conflict when a file exists already, usage for a time zone that the tenant, who has one, is not in.
     """
+    _require_new(project, request)
     files = _files(request.path)
     fields = _fields(files[0], request.delimiter)
     chosen = {role: _field(fields, column) for role, column in
@@ -133,7 +136,7 @@ def _kind(values: Any) -> str:
     if pa.types.is_date(kind):
         return "date"
     if pa.types.is_timestamp(kind):
-        return "timestamp"
+        return "timestamptz" if kind.tz else "timestamp"
     return "boolean" if pa.types.is_boolean(kind) else "text"
 
 
@@ -148,8 +151,23 @@ def _field(fields: list[Field], wanted: str) -> Field:
     )
 
 
+def _require_new(project: Path, request: Request) -> None:
+    """A time zone is said of a tenant that is declared here, and be one that there is."""
+    if request.time_zone is None:
+        return
+    declared = Path("contracts") / "tenants" / f"{request.tenant}.yaml"
+    if (project / declared).exists():
+        raise BareCountError(ErrorCode.USAGE, f"{declared} exists already, and says in which time zone the tenant is",
+                             hint="leave --timezone out, or change spec.timezone there")
+    try:
+        rules_of(request.time_zone)
+    except ValueError as error:
+        raise BareCountError(ErrorCode.USAGE, f"--timezone: {error}",
+                             hint="give a name such as Europe/London or America/New_York") from error
+
+
 def _require_types(draft: _Draft) -> None:
-    if draft.date.kind not in {"date", "timestamp"}:
+    if draft.date.kind not in {"date", "timestamp", "timestamptz"}:
         raise BareCountError(ErrorCode.SOURCE_MALFORMED,
                              f"column {draft.date.source_name} is {draft.date.kind}, a date or timestamp is needed",
                              hint="ISO 8601 dates are recognised; other formats are declared by hand")
@@ -189,7 +207,8 @@ class _Draft:
     def gdp_fields(self) -> list[tuple[str, str, str]]:
         """(name, type, description) of the GDP's business columns: the source's, and the day of the date."""
         own = [(f.name, f.kind, f"{f.source_name} as the source has it.") for f in self.fields]
-        return [*own, ("business_date", "date", f"Day of {self.date.name}.")]
+        where = ", where the tenant is" if self.date.kind == "timestamptz" else ""
+        return [*own, ("business_date", "date", f"Day of {self.date.name}{where}.")]
 
     @property
     def grains(self) -> list[dict[str, Any]]:
@@ -245,7 +264,8 @@ class _Draft:
             "apiVersion": "barecount/v1", "kind": "Tenant",
             "metadata": {"id": self.request.tenant, "name": self.request.tenant, "description": "To be described."},
             "spec": {
-                "status": "active", "region": "eu-west-2", "currency": "GBP", "timezone": "Europe/London",
+                "status": "active", "region": "eu-west-2", "currency": "GBP",
+                "timezone": self.request.time_zone or "Europe/London",
                 "calendar": {"country": "GB", "weekend": ["saturday", "sunday"],
                              "range": {"from": dt.date(2009, 1, 1), "to": dt.date(2030, 12, 31)},
                              "fiscal": {"pattern": "standard", "start_month": 1}},
@@ -338,6 +358,9 @@ class _Draft:
 
     def _gdp_sql(self) -> str:
         columns = ",\n        ".join(f.name for f in self.fields)
+        day = f"cast({self.date.name} as date)"
+        if self.date.kind == "timestamptz":
+            day = f"{{{{ local_date('{self.date.name}') }}}}"
         return f"""\
 -- One row per {self.key.name}; where it was delivered more than once, the newest delivery counts.
 with records as (
@@ -358,7 +381,7 @@ ranked as (
 chosen as (
     select
         {columns},
-        cast({self.date.name} as date) as business_date
+        {day} as business_date
     from ranked
     where rank = 1
 )

@@ -187,6 +187,9 @@ def new(
     ] = "my_company",
     owner: Annotated[str, typer.Option("--owner", help="E-mail address of the owner.")] = "owner@company.example",
     delimiter: Annotated[str, typer.Option("--delimiter")] = ",",
+    time_zone: Annotated[
+        str | None, typer.Option("--timezone", help="Where a new tenant's days begin; Europe/London if left out.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files it would write.")] = False,
 ) -> None:
     """Write the first version of a pipeline from a sample of its source: contracts, models, KPI, manifest."""
@@ -195,7 +198,7 @@ def new(
 
     project = Settings.from_environment().project_dir
     contents = scaffold.plan(project, scaffold.Request(
-        pipeline, source, entity, key, date, measure, dimension, tenant, owner, delimiter))
+        pipeline, source, entity, key, date, measure, dimension, tenant, owner, delimiter, time_zone))
     if not dry_run:
         scaffold.write(project, contents)
     for path in contents:

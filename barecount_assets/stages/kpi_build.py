@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from barecount_assets.stages import dbt, engines, gates, history, lineage, verification
+from barecount_assets.stages import business_days, dbt, engines, gates, history, lineage, verification
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.gates import GateResult
 from barecount_assets.stages.normalization import test_outcomes
@@ -50,7 +50,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             "contracts": [environment.declarations.contract(f"{spec.pipeline}.{kpi.name}", "activation").hash
                           for kpi in kpis],
             "calendar": calendar.receipt.outputs[0].content_sha256 if calendar else None,
-            "code": environment.code_version,
+            "code": environment.code_version, **business_days.definition(environment.declarations, manifest, tenant),
         }
         reconciled_days = gates.reconciled_days(connection, spec.tenant_id, spec.pipeline, manifest, kpis)
         identity = {"stage": Stage.KPI_BUILD, "tenant": spec.tenant_id, "pipeline": spec.pipeline,
@@ -71,7 +71,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         variables = {
             "tenant": spec.tenant_id, "run_id": gdp.run_id, "scope": "changed" if incremental else "all",
             "kpi_periods": periods, "kpi_versions": {kpi.name: kpi.metadata.version for kpi in kpis},
-            "currency": tenant.spec.currency,
+            "currency": tenant.spec.currency, **business_days.run_variables(environment.declarations, manifest, tenant),
         }
         with environment.building(connection, spec.pipeline):
             for kpi in kpis:

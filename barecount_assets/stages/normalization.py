@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from barecount_assets.stages import dbt, engines, history, lineage, quarantine_life
+from barecount_assets.stages import business_days, dbt, engines, history, lineage, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import drift_register
 from resources.governance.manifests import Pipeline
@@ -31,6 +31,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     """Bring the GDPs of one pipeline and tenant up to its current raw batches."""
     manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
+        tenant = environment.declarations.tenant(spec.tenant_id)
         datasets = [source.dataset for source in manifest.spec.sources]
         batches = fetch_dicts(connection, _CURRENT_BATCHES, (spec.tenant_id, datasets))
         held = drift_register.held_days(connection, spec.tenant_id, spec.pipeline)
@@ -38,7 +39,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         definition = {
             "manifest": manifest.hash,
             "contracts": _contract_hashes(environment, manifest),
-            "code": environment.code_version,
+            "code": environment.code_version, **business_days.definition(environment.declarations, manifest, tenant),
         }
         inputs = sorted(
             [b["dataset"], b["source_id"], str(b["partition_date"] or ""), b["content_sha256"], place]
@@ -77,7 +78,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         variables = {
             "tenant": spec.tenant_id, "run_id": run_id, "scope": scope,
             "batches": changed if scope == "changed" else [],
-            "currency": environment.declarations.tenant(spec.tenant_id).spec.currency,
+            "currency": tenant.spec.currency, **business_days.run_variables(environment.declarations, manifest, tenant),
         }
         models = list(manifest.spec.transforms.gdp)
         selected = [*models, *(f"{model}__rejected" for model in models)]

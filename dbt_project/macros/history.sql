@@ -24,7 +24,7 @@
     {%- set synonyms = {
         'int': 'integer', 'int4': 'integer', 'int8': 'bigint', 'int2': 'smallint', 'bool': 'boolean', 'varchar': 'text',
         'character varying': 'text', 'string': 'text', 'float8': 'double precision',
-        'timestamp without time zone': 'timestamp'
+        'timestamp without time zone': 'timestamp', 'timestamp with time zone': 'timestamptz'
     } -%}
     {{ return(synonyms.get(text, text)) }}
 {%- endmacro %}
@@ -58,6 +58,8 @@
         {{ return("coalesce(cast(length(" ~ name ~ ") as " ~ text ~ ") || ':' || " ~ name ~ ", '~')") }}
     {%- elif type == 'date' -%}
         {%- set rendered = iso_date(name) -%}
+    {%- elif contract_type(type) == 'timestamptz' -%}
+        {%- set rendered = iso_instant(name) -%}
     {%- elif type.startswith('timestamp') -%}
         {%- set rendered = iso_timestamp(name) -%}
     {%- elif type == 'boolean' -%}
@@ -67,7 +69,8 @@
     {%- else -%}
         {{ exceptions.raise_compiler_error(
             "Column '" ~ name ~ "' of '" ~ declared_model()['name'] ~ "' has the type '" ~ type ~ "', which has no "
-            ~ "canonical text; allowed: text, boolean, integers, numeric with precision and scale, date, timestamp."
+            ~ "canonical text; allowed: text, boolean, integers, numeric with precision and scale, date, timestamp, "
+            ~ "timestamptz."
         ) }}
     {%- endif -%}
     {{ return("coalesce(" ~ rendered ~ ", '') || ';'") }}

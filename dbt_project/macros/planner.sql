@@ -10,7 +10,7 @@
 -#}
 {% macro join_sets() -%}{{ return(adapter.dispatch('join_sets')()) }}{%- endmacro %}
 {% macro default__join_sets() -%}{{ return('') }}{%- endmacro %}
-{% macro postgres__join_sets() -%}{{ return('set local enable_nestloop = off') }}{%- endmacro %}
+{% macro postgres__join_sets() -%}{{ return('set local enable_nestloop = off;') }}{%- endmacro %}
 
 {#- Statement that ends `join_sets`: from here on few rows are looked up in large tables by their indexes. -#}
 {% macro join_freely() -%}{{ return(adapter.dispatch('join_freely')()) }}{%- endmacro %}

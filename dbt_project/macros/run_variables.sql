@@ -9,6 +9,9 @@
     kpi_periods   "all" or {kpi: {month: [YYYY-MM, ...], day: [YYYY-MM-DD, ...]}}
     kpi_versions  {kpi: version}
     currency      ISO 4217 code in which the tenant keeps its books
+    time_zone     zone of the IANA time zone database in which the tenant's days begin
+    time_zones    {zone: rules}, each "OFFSET START OFFSET START OFFSET ..." in seconds: the tenant's zone and those that
+                  contracts name, where the pipeline has instants
 -#}
 
 {#- A variable that has no default: its absence is refused at execution and harmless while parsing. -#}
@@ -31,6 +34,29 @@
 {#- SQL literal of the tenant's currency. -#}
 {% macro run_currency() -%}
     {{ return(text_literal(required_variable('currency'))) }}
+{%- endmacro %}
+
+{#- Name of the tenant's time zone. -#}
+{% macro run_time_zone() -%}
+    {{ return(required_variable('time_zone')) }}
+{%- endmacro %}
+
+{#- The same where a run may do without: when no instant is read. -#}
+{% macro run_time_zone_or_utc() -%}
+    {{ return(var('time_zone', 'UTC')) }}
+{%- endmacro %}
+
+{#- Rules of a time zone as numbers: offset, start, offset, start, offset, ...; none where the run gives no rules. -#}
+{% macro time_zone_rules(zone) -%}
+    {%- set known = var('time_zones', none) -%}
+    {%- if known is none -%}{{ return(none) }}{%- endif -%}
+    {%- if zone not in known -%}
+        {{ exceptions.raise_compiler_error(
+            "'" ~ zone ~ "' is no time zone of this run; allowed: " ~ (known | sort | join(', ') or 'none')
+            ~ ". The tenant's zone and each defaultTimezone of a contract are, once a contract has a timestamptz column."
+        ) }}
+    {%- endif -%}
+    {{ return(known[zone].split(' ') | map('int') | list) }}
 {%- endmacro %}
 
 {#- SQL expression of the run id, a bigint. -#}

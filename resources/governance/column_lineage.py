@@ -175,7 +175,8 @@ def run_variables(kpis: Iterable[str]) -> dict[str, Any]:
     """
     return {
         "tenant": f"{_MARK}tenant", "run_id": _RUN_NUMBER, "scope": "all", "batches": [], "kpi_periods": "all",
-        "currency": f"{_MARK}currency", "kpi_versions": {kpi: f"{_MARK}kpi_versions.{kpi}" for kpi in kpis},
+        "currency": f"{_MARK}currency", "time_zone": f"{_MARK}time_zone",
+        "kpi_versions": {kpi: f"{_MARK}kpi_versions.{kpi}" for kpi in kpis},
     }
 
 

@@ -873,6 +873,8 @@ def _column_findings(
         yield file.finding(path, message, found=name, allowed=listed(names))
     elif column.physical_type.partition("(")[0] not in kinds:
         message = f"column {name} of {contract.dataset} has the wrong type"
+        if column.is_instant and "date" in kinds:
+            message += f": an instant has a day only in a zone, so give the GDP a date, {{{{ local_date('{name}') }}}}"
         yield file.finding(path, message, found=column.physical_type, allowed=listed(kinds))
 
 

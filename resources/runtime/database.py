@@ -65,8 +65,8 @@ class Database:
 
     @cached_property
     def url(self) -> str:
-        """URL that acts as the platform role."""
-        return with_option(self.admin_url, f"-crole={PLATFORM_ROLE}")
+        """URL that acts as the platform role, in UTC whatever the server's and the machine's zones are."""
+        return with_option(self.admin_url, f"-crole={PLATFORM_ROLE} -ctimezone=UTC")
 
     def connect(self, *, autocommit: bool = False) -> psycopg.Connection:
         """A psycopg connection as the platform role, with `$1` placeholders.

@@ -118,6 +118,8 @@ def _canonical_text(place: str | None, kind: str) -> sql.Composable:
         template = "coalesce(length({0})::text || ':' || {0}, '~')"
     elif kind == "date":
         template = "coalesce(to_char({0}, 'YYYY-MM-DD'), '') || ';'"
+    elif kind == "timestamptz":
+        template = """coalesce(to_char({0} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') || 'Z', '') || ';'"""
     elif kind.startswith("timestamp"):
         template = """coalesce(to_char({0}, 'YYYY-MM-DD"T"HH24:MI:SS.US'), '') || ';'"""
     else:  # numbers and booleans

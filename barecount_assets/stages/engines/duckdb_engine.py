@@ -26,7 +26,7 @@ def opened(inputs: Inputs) -> Iterator[DuckDb]:
         "default_null_order": "nulls_last_on_asc_first_on_desc", "preserve_insertion_order": False,
     })
     try:
-        connection.execute("set TimeZone = 'UTC'")
+        connection.execute(f"set TimeZone = {_literal(inputs.time_zone)}")
         yield DuckDb(connection)
     finally:
         connection.close()

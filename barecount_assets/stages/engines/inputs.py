@@ -45,6 +45,7 @@ class Inputs:
         connection: autocommit, of this run alone.
         tenant_id: whose rows; nobody else's are ever read.
         batches: raw batches that the run reacts to, current or not.
+        time_zone: the tenant's, in which an engine's session is.
         folder: of this run; gone afterwards.
     """
 
@@ -52,6 +53,7 @@ class Inputs:
     connection: psycopg.Connection
     tenant_id: str
     batches: Sequence[int]
+    time_zone: str
     folder: Path
 
     @classmethod
@@ -64,7 +66,8 @@ class Inputs:
         folder.mkdir(parents=True)
         try:
             with unavailable_as_error(), environment.database.connect(autocommit=True) as connection:
-                yield cls(environment, connection, tenant_id, list(variables.get("batches", ())), folder)
+                yield cls(environment, connection, tenant_id, list(variables.get("batches", ())),
+                          variables.get("time_zone", "UTC"), folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -22,13 +22,15 @@ from resources.storage import raw_tables
 
 _BATCH_ROWS = 16_384
 _CORRECTNESS = {
-    "spark.sql.session.timeZone": "UTC",
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
     "spark.sql.ansi.enabled": "true",  # what does not fit is an error, not a null
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
-_TYPES = {"text": "string", "bytea": "binary", "double precision": "double", "timestamp without time zone": "timestamp"}
+_TYPES = {
+    "text": "string", "bytea": "binary", "double precision": "double", "timestamp without time zone": "timestamp",
+    "timestamptz": "timestamp_ltz", "timestamp with time zone": "timestamp_ltz",
+}
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def opened(inputs: Inputs) -> Iterator[Spark]:
     """A session of the run's own, ended with it."""
     builder = SparkSession.builder.appName(f"barecount {inputs.tenant_id}").config(
         "spark.sql.warehouse.dir", str(inputs.folder / "warehouse"))
-    for name, value in _CORRECTNESS.items():
+    for name, value in {**_CORRECTNESS, "spark.sql.session.timeZone": inputs.time_zone}.items():
         builder = builder.config(name, value)
     session = builder.getOrCreate()
     try:

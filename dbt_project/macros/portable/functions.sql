@@ -7,7 +7,10 @@
 {% macro column_type(type) -%}{{ return(adapter.dispatch('column_type')(type)) }}{%- endmacro %}
 {% macro default__column_type(type) -%}{{ return(type) }}{%- endmacro %}
 {% macro spark__column_type(type) -%}
-    {{ return({'text': 'string', 'bytea': 'binary', 'double precision': 'double'}.get(type, type)) }}
+    {{ return({
+        'text': 'string', 'bytea': 'binary', 'double precision': 'double', 'timestamptz': 'timestamp_ltz',
+        'timestamp with time zone': 'timestamp_ltz'
+    }.get(type, type)) }}
 {%- endmacro %}
 
 {#- Text without blanks at its ends; other white space stays. DuckDB's one-argument `trim` takes every Unicode blank. -#}
@@ -45,6 +48,11 @@
 {%- endmacro %}
 {% macro postgres__iso_timestamp(expression) -%}
     {{ return("to_char(" ~ expression ~ ", 'YYYY-MM-DD\"T\"HH24:MI:SS.US')") }}
+{%- endmacro %}
+
+{#- Instant as YYYY-MM-DDTHH:MM:SS.ffffffZ, whatever zone the session is in. -#}
+{% macro iso_instant(expression) -%}
+    {{ return(iso_timestamp(utc_timestamp(expression)) ~ " || 'Z'") }}
 {%- endmacro %}
 
 {#- First day of the month of a date. -#}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+import random
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import duckdb
+import numpy as np
 import psycopg
 import pytest
 
+from resources.data_utilities.time_zones import rules_of
 from resources.runtime.database import Database
 from resources.runtime.settings import Settings
 
@@ -28,6 +33,27 @@ MOMENTS = (
 )
 AMOUNTS = (("1.005", "3"), ("-0.015", "-7"), ("999999999999.999", "2"))
 ENGINES = ("postgres", "duckdb")
+ZONES = (
+    "Europe/London", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu", "Pacific/Apia", "America/Sao_Paulo",
+    "Africa/Cairo", "Africa/Casablanca", "America/Havana", "Australia/Lord_Howe", "Asia/Tehran", "UTC",
+)  # fmt: skip
+VARIABLES = {"time_zone": "Europe/London", "time_zones": {zone: rules_of(zone).as_text() for zone in ZONES}}
+SECOND = dt.timedelta(seconds=1)
+
+
+def _instants() -> list[str]:
+    """Instants next to changes of clocks, and days apart, in ISO 8601."""
+    chance = random.Random(8)
+    found = [dt.datetime(1900, 1, 1) + dt.timedelta(hours=chance.randrange(250 * 365 * 24)) for _ in range(80)]
+    for zone in ZONES:
+        starts = rules_of(zone).starts
+        for start in chance.sample(starts, min(12, len(starts))):
+            change = dt.datetime(1970, 1, 1) + start * SECOND
+            found += [change, change - SECOND / 1_000_000, change - dt.timedelta(hours=1)]
+    return [f"{moment.isoformat(sep=' ', timespec='microseconds')}+00" for moment in found if moment.year > 1840]
+
+
+INSTANTS = _instants()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +71,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
         runner = dbtRunner(manifest=dbt._parsed(settings, engine))
         text = "\n-- next\n".join(STATEMENTS.values())
         outcome = runner.invoke(["compile", *dbt._flags(settings, engine), "--no-introspect", "--no-populate-cache",
-                                 "--inline", text])
+                                 "--inline", text, "--vars", json.dumps(VARIABLES)])
         assert outcome.success, outcome.exception
         parts = outcome.result.results[0].node.compiled_code.split("-- next")
         found[engine] = dict(zip(STATEMENTS, parts, strict=True))
@@ -83,6 +109,10 @@ STATEMENTS = {
                             ("0.0004", "😀é", "false", "1900-01-01", "1900-01-01 12:34:56.7")],
                            "numeric(18, 3)", "text", "boolean", "date", "timestamp")
                  + " union all select null, null, null, null, null) as given",
+    "instants": "select c0, {{ iso_instant('c0') }}, {{ canonical_text({'name': 'c0', 'data_type': 'timestamptz'}) }}, "
+                "{{ iso_timestamp(local_timestamp('c0')) }}, {{ local_date('c0') }}"
+                + "".join(f", {{{{ iso_timestamp(local_timestamp('c0', '{zone}')) }}}}" for zone in ZONES)
+                + f" from ({_values([(instant,) for instant in INSTANTS], 'timestamptz')}) as given",
     "sums": "select cast(sum(c0) as {{ type_measure() }}), "
             "cast(cast(sum(c0) as numeric(18, 2)) as {{ type_measure() }}), "
             "cast(greatest(max(c0) - sum(c0), 0) as numeric(18, 3)), cast(max(c1) * min(c0) as numeric(18, 3)) "
@@ -98,19 +128,37 @@ def _rows(found: list[tuple]) -> list[tuple]:
     return sorted(tuple(_plain(value) for value in row) for row in found)
 
 
-def on_postgres(database: Database, statement: str) -> list[tuple]:
+def on_postgres(database: Database, statement: str, zone: str = "UTC") -> list[tuple]:
     with psycopg.connect(database.admin_url) as connection:
+        connection.execute(f"set timezone = '{zone}'")
         return _rows(connection.execute(statement).fetchall())
 
 
-def on_duckdb(statement: str) -> list[tuple]:
+def on_duckdb(statement: str, zone: str = "UTC") -> list[tuple]:
     connection = duckdb.connect(":memory:")
+    connection.execute(f"set TimeZone = '{zone}'")
     return _rows(connection.execute(statement).fetchall())
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_portable_macro_means_the_same(rendered: dict[str, dict[str, str]], database: Database, name: str) -> None:
     assert on_duckdb(rendered["duckdb"][name]) == on_postgres(database, rendered["postgres"][name])
+
+
+def test_what_clocks_show_is_by_the_pinned_rules_whatever_the_session(
+    rendered: dict[str, dict[str, str]], database: Database
+) -> None:
+    expected = {}
+    for text in INSTANTS:
+        instant = np.array([np.datetime64(text.removesuffix("+00"), "us").astype(np.int64)])
+        shown = [dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=int(rules_of(zone).walls(instant)[0]))
+                 for zone in ZONES]
+        texts = [moment.isoformat(timespec="microseconds") for moment in shown]
+        expected[text.removesuffix("+00").replace(" ", "T") + "Z"] = (texts[0], texts[0][:10], *texts)
+    for session in ("UTC", "Asia/Tokyo", "America/Los_Angeles"):
+        for found in (on_postgres(database, rendered["postgres"]["instants"], session),
+                      on_duckdb(rendered["duckdb"]["instants"], session)):
+            assert {row[1]: row[3:] for row in found} == expected
 
 
 def test_a_ratio_is_the_exact_quotient_rounded_once_half_away_from_zero(
