@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from barecount_assets import admission
 from barecount_assets.instance import open_instance
-from barecount_assets.stages import dbt, execute
+from barecount_assets.stages import completeness, dbt, execute
+from barecount_assets.stages.completeness import SourceShares
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.approvals import RunRequested
 from resources.governance.manifests import Pipeline
@@ -52,6 +53,7 @@ class RunOutcome:
         error: why the run stopped, None when it did not.
         dagster_run_id: the run in the Dagster UI, None when none was needed.
         warnings: what policies warned of.
+        shares: what is refused of every source now, that has refused records.
     """
 
     request: RunRequest
@@ -60,6 +62,7 @@ class RunOutcome:
     error: BareCountError | None = None
     dagster_run_id: str | None = None
     warnings: tuple[str, ...] = ()
+    shares: tuple[SourceShares, ...] = ()
 
 
 def window_of(manifest: Pipeline, start: dt.date | None, end: dt.date | None) -> tuple[dt.date, dt.date]:
@@ -136,7 +139,7 @@ def run(
         done = probe(environment, manifest, request)
         environment.admit_contracts(request.tenant_id, request.pipeline)
         if done is not None:
-            return RunOutcome(request, False, done, _held_error(done))
+            return RunOutcome(request, False, done, _held_error(done), shares=_refused(environment, manifest, request))
         asked = RunRequested(
             request.pipeline, request.tenant_id, request.start, request.end, dict(request.source_paths))
         decisions = admission.admit_run(environment, asked, trigger="command", requested_by=request.requested_by)
@@ -144,7 +147,18 @@ def run(
         dbt.parse_ahead(environment.settings)
         outcome = _run_in_dagster(environment, request, numbers, check_lock, progress, on_receipt)
         outcome.warnings = tuple(warning for decision in decisions for warning in decision.warnings)
+        outcome.shares = _refused(environment, manifest, request)
         return outcome
+
+
+def _refused(environment: StageEnvironment, manifest: Pipeline, request: RunRequest) -> tuple[SourceShares, ...]:
+    """What is refused of each source, of which anything is: a run that is done has not thereby taken everything."""
+    try:
+        with environment.database.connect(autocommit=True) as connection:
+            measured = completeness.measure(connection, manifest, request.tenant_id)
+    except BareCountError:
+        return ()  # the run has stopped for the same reason, and says it
+    return tuple(shares for shares in measured if shares.whole.refused)
 
 
 def _run_in_dagster(

@@ -18,6 +18,7 @@ import yaml
 
 from resources.data_utilities.time_zones import rules_of
 from resources.governance.contract_evolution import column_name
+from resources.governance.manifests import MAX_REFUSED
 from resources.runtime.errors import BareCountError, ErrorCode
 
 _SAMPLE_ROWS = 10_000
@@ -351,7 +352,8 @@ class _Draft:
                 "transforms": {"engine": "postgres", "calendar": True, "gdp": [self.gdp]}, "kpis": [self.kpi],
                 "publication": {"consumers": ["to be named"], "description": "To be described."},
                 "runner": {"class": "serverless", "size": "medium", "network_profile": "private_vpc"},
-                "slos": {"freshness": {"max_lag_hours": 26}},
+                "slos": {"freshness": {"max_lag_hours": 26},
+                         "completeness": {"max_refused": MAX_REFUSED, "on_breach": "hold"}},
                 "retention": {"raw_class": "standard", "raw_days": 2555}, "alerts": {"route": [self.request.owner]},
             },
         }

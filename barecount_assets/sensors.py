@@ -252,8 +252,7 @@ def freshness(declarations: Declarations) -> dg.SensorDefinition:
         with Database.open(Settings.from_environment()).connect(autocommit=True) as connection:
             for manifest in declarations.pipelines.values():
                 for tenant in manifest.spec.tenants:
-                    breach = slos.check_freshness(connection, manifest, tenant, now)
-                    if breach is not None:
+                    for breach in slos.check_freshness(connection, manifest, tenant, now):
                         context.log.warning(f"{tenant} {manifest.name}: promised {breach.promised}, {breach.found}")
                         found.append(breach)
         return dg.SkipReason(f"{len(found)} new breaches of freshness")

@@ -146,6 +146,11 @@ def show_outcome(outcome: RunOutcome, *, dry_run: bool) -> None:
         published = next((r for r in outcome.receipts if r.stage is Stage.PUBLISH), None)
         versions = ", ".join(f"{o.name} v{o.facts['version']}" for o in (published.outputs if published else ()))
         console.print(f"{title}: [green]published[/] {versions}")
+    for shares in outcome.shares:
+        whole = shares.whole
+        share = f"{whole.refused / max(whole.received, 1):.2%}"
+        console.print(f"[yellow]quarantined[/] {shares.source}: received {whole.received:,}, accepted "
+                      f"{shares.accepted:,}, quarantined {whole.refused:,} ({share})", soft_wrap=True)
     for warning in outcome.warnings:
         console.print(f"[yellow]warning[/] {warning}", soft_wrap=True)
 
@@ -160,6 +165,7 @@ def to_json(outcome: RunOutcome) -> dict[str, Any]:
         "changed": outcome.changed,
         "dagster_run_id": outcome.dagster_run_id,
         "warnings": list(outcome.warnings),
+        "quarantined": [shares.to_json() for shares in outcome.shares],
         "stages": [receipt.to_json() for receipt in outcome.receipts],
         **(outcome.error.envelope() if outcome.error else {}),
     }

@@ -7,13 +7,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from barecount_assets.cli import output
+from barecount_assets.stages import completeness
 from barecount_assets.stages.environment import StageEnvironment
-from resources.governance import approvals, drift_register, obligation_store
+from resources.governance import approvals, drift_register, obligation_store, slos
 from resources.governance.approvals import Approval
 from resources.runtime.database import fetch_dicts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from resources.action.people import Attention
+    from resources.governance.manifests import Pipeline
 
 
 def show(environment: StageEnvironment, *, as_json: bool) -> None:
@@ -80,31 +84,47 @@ def _state(environment: StageEnvironment, pipeline: str, tenant: str) -> dict[st
     with environment.database.connect(autocommit=True) as connection:
         row = fetch_dicts(connection, _STATE, (tenant, pipeline))[0]
         failed = fetch_dicts(connection, _FAILED, (tenant, pipeline))
+        incomplete = [gate for shares in completeness.measure(connection, manifest, tenant)
+                      if not (gate := completeness.decide(manifest, shares)).passed]
         drifts = [d for d in drift_register.listed(connection, pipeline=pipeline, tenant_id=tenant, status="open")
                   if d.waiting]
         held = drift_register.held_days(connection, tenant, pipeline)
+        old = slos.late_data(connection, manifest, tenant, dt.datetime.now(dt.UTC))
         obligations = obligation_store.newest(connection, tenant, pipeline)
         waiting = [item for item in approvals.listed(connection, dt.datetime.now(dt.UTC), tenant_id=tenant)
                    if item.pipeline == pipeline]
-    freshness = manifest.spec.slos.freshness
-    published_at: dt.datetime | None = row["published_at"]
-    if published_at is None:
-        state = "never published"
-    elif freshness is None:
-        state = "no SLO"
-    else:
-        late = dt.datetime.now(dt.UTC) - published_at > dt.timedelta(hours=freshness.max_lag_hours)
-        state = f"late (SLO {freshness.max_lag_hours:g} h)" if late else "within SLO"
+    not_passed = len(failed) + len(incomplete)
+    holds = bool(failed) or bool(incomplete) and manifest.spec.slos.completeness.on_breach == "hold"
     return {
-        "pipeline": pipeline, "tenant": tenant, **row, "freshness": state,
-        "gates": f"{len(failed)} failed" if failed else ("passed" if row["decided"] else "-"),
+        "pipeline": pipeline, "tenant": tenant, **row,
+        "freshness": _freshness(manifest, row["published_at"], old, holds),
+        "gates": f"{not_passed} failed" if not_passed else ("passed" if row["decided"] else "-"),
         "drifts": [f"{drift_register.message(d)}; `barecount drift show {d.drift_id}`" for d in drifts],
         "approvals": [item.approval_id for item in waiting],
         "held": [str(day or "undated") for day in held],
-        "failed_gates": [f"{gate['kpi']} {gate['gate']}: {gate['summary']}" for gate in failed],
+        "failed_gates": [*(f"{gate['kpi']} {gate['gate']}: {gate['summary']}" for gate in failed),
+                         *(f"{gate.kpi} {gate.gate}: {gate.summary}" for gate in incomplete)],
         "failed_obligations": [f"{o['obligation']}: {o['summary']}" for o in obligations
                                if o["status"] == "fail" and o["obligation"] in environment.declarations.obligations],
     }
+
+
+def _freshness(
+    manifest: Pipeline, published_at: dt.datetime | None, late_data: Sequence[slos.LateData], holds: bool
+) -> str:
+    """What an owner has to look at first: a gate that holds, a publication too old, a source that is quiet."""
+    declared = manifest.spec.slos.freshness
+    if published_at is None:
+        return "never published"
+    if holds:
+        return "held by a failed gate"
+    if declared is None:
+        return "no SLO"
+    if dt.datetime.now(dt.UTC) - published_at > dt.timedelta(hours=declared.max_lag_hours):
+        return f"late (SLO {declared.max_lag_hours:g} h)"
+    if late_data:
+        return "late data: " + ", ".join(f"{one.what} to {one.newest}" for one in late_data)
+    return "within SLO"
 
 
 def _age(at: dt.datetime | None) -> str:

@@ -20,8 +20,10 @@ from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import StageSpec
-from resources.runtime.database import fetch, fetch_dicts
+from resources.runtime import events
+from resources.runtime.database import as_json, fetch, fetch_dicts
 from resources.storage import kpi_store, raw_tables
+from resources.trust import ledger
 
 _NAMED = 10
 
@@ -136,6 +138,28 @@ def _reconciliation(
                       f"{rule.tolerance}: {named}", details, differences)
 
 
+def record(connection: psycopg.Connection, spec: StageSpec, token: str, gate: GateResult) -> int:
+    """Put a decision on record in the caller's transaction; returns the number of its evidence."""
+    seq = ledger.append(
+        connection,
+        ledger.Entry(
+            spec.tenant_id, "gate.passed" if gate.passed else "gate.failed", f"{gate.kpi}/{gate.gate}", token,
+            {"summary": gate.summary, "details": gate.details},
+        ),
+    )
+    fetch(connection, _GATE, (spec.tenant_id, spec.pipeline, gate.kpi, gate.gate, token, gate.passed, gate.summary,
+                              as_json(gate.details), seq))
+    events.append(connection, events.Event(
+        spec.tenant_id, "gate.passed" if gate.passed else "gate.failed", f"{gate.kpi}/{gate.gate}", token,
+        {"kpi": gate.kpi, "gate": gate.gate, "pipeline": spec.pipeline, "summary": gate.summary}, spec.pipeline, seq,
+        token,
+    ))
+    if gate.differences:
+        fetch(connection, _DIFFERENCES, (spec.tenant_id, spec.pipeline, gate.kpi, token,
+                                         as_json([difference.__dict__ for difference in gate.differences])))
+    return seq
+
+
 def _wording(difference: Difference) -> str:
     if difference.theirs is None:
         return f"{difference.key}: {difference.ours} here, no entry in the system of record"
@@ -182,4 +206,15 @@ from ours
 full join theirs on theirs.key = ours.key
 where ours.key is not null or theirs.key in (select key from days union select month from days)
 order by 1
+"""
+_GATE = """
+insert into platform.gate_result (
+    tenant_id, pipeline, kpi, gate, run_token, passed, summary, details, evidence_seq)
+values ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9)
+"""
+_DIFFERENCES = """
+insert into platform.reconciliation_difference (
+    tenant_id, pipeline, kpi, run_token, key, ours, theirs, difference)
+select $1, $2, $3, $4, d.key, d.ours, d.theirs, d.difference
+from jsonb_to_recordset($5::text::jsonb) as d(key text, ours numeric, theirs numeric, difference numeric)
 """

@@ -21,11 +21,8 @@ from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Output, Stage, StageReceipt, StageSpec
-from resources.runtime import events
-from resources.runtime.database import as_json, fetch
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import gdp_store, kpi_store, model_tables
-from resources.trust import ledger
 
 
 def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> StageReceipt:
@@ -120,7 +117,7 @@ def _commit(
         content, rows = kpi_store.series_hash(connection, kpi.name, spec.tenant_id, columns)
         outputs.append(Output(kpi.name, content, rows, {"version": kpi.metadata.version}))
     for gate in decided:
-        _record_gate(connection, spec, token, gate)
+        gates.record(connection, spec, token, gate)
     checks = (
         *test_outcomes(results),
         *(CheckOutcome(gate.gate, gate.kpi, gate.passed, True, gate.summary, gate.details) for gate in decided),
@@ -149,26 +146,6 @@ def _commit(
     return receipt
 
 
-def _record_gate(connection: psycopg.Connection, spec: StageSpec, token: str, gate: GateResult) -> None:
-    seq = ledger.append(
-        connection,
-        ledger.Entry(
-            spec.tenant_id, "gate.passed" if gate.passed else "gate.failed", f"{gate.kpi}/{gate.gate}", token,
-            {"summary": gate.summary, "details": gate.details},
-        ),
-    )
-    fetch(connection, _GATE, (spec.tenant_id, spec.pipeline, gate.kpi, gate.gate, token, gate.passed, gate.summary,
-                              as_json(gate.details), seq))
-    events.append(connection, events.Event(
-        spec.tenant_id, "gate.passed" if gate.passed else "gate.failed", f"{gate.kpi}/{gate.gate}", token,
-        {"kpi": gate.kpi, "gate": gate.gate, "pipeline": spec.pipeline, "summary": gate.summary}, spec.pipeline, seq,
-        token,
-    ))
-    if gate.differences:
-        fetch(connection, _DIFFERENCES, (spec.tenant_id, spec.pipeline, gate.kpi, token,
-                                         as_json([difference.__dict__ for difference in gate.differences])))
-
-
 def _affected_periods(
     connection: psycopg.Connection, kpi: Kpi, tenant_id: str, since_run: int
 ) -> Mapping[str, list[str]]:
@@ -191,14 +168,3 @@ def _affected_periods(
 
 
 _PERIOD_LENGTH = {"day": len("2026-03-05"), "month": len("2026-03")}
-_GATE = """
-insert into platform.gate_result (
-    tenant_id, pipeline, kpi, gate, run_token, passed, summary, details, evidence_seq)
-values ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9)
-"""
-_DIFFERENCES = """
-insert into platform.reconciliation_difference (
-    tenant_id, pipeline, kpi, run_token, key, ours, theirs, difference)
-select $1, $2, $3, $4, d.key, d.ours, d.theirs, d.difference
-from jsonb_to_recordset($5::text::jsonb) as d(key text, ours numeric, theirs numeric, difference numeric)
-"""

@@ -13,13 +13,15 @@ from typing import Any
 import psycopg
 
 from barecount_assets import admission
-from barecount_assets.stages import history, kpi_events, lineage, obligations, verification
+from barecount_assets.stages import completeness, history, kpi_events, lineage, obligations, verification
+from barecount_assets.stages import gates as gates_of_sources
 from barecount_assets.stages.environment import StageEnvironment
+from barecount_assets.stages.gates import GateResult
 from resources.governance.contracts import Contract
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
-from resources.runners.stage import Output, Stage, StageReceipt, StageSpec
+from resources.runners.stage import Output, Stage, StageReceipt, StageSpec, run_token
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
 from resources.storage import kpi_store, published_store
@@ -38,10 +40,14 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         build = _publishable_build(connection, spec)
         _require_same_declarations(environment, manifest, build)
         last = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.PUBLISH)
+        complete = [completeness.decide(manifest, shares)
+                    for shares in completeness.measure(connection, manifest, spec.tenant_id)]
         identity = {"stage": Stage.PUBLISH, "tenant": spec.tenant_id, "pipeline": spec.pipeline,
                     "build": build.run_token, "code": environment.code_version,
                     "obligations": obligations.identities(environment.declarations, spec)}
         token = history.token_for(connection, identity, last, spec.tenant_id, spec.pipeline, Stage.PUBLISH)
+        if any(not gate.passed for gate in complete) and _is_held(connection, spec, manifest, token, complete):
+            return StageReceipt(Stage.PUBLISH, spec.tenant_id, spec.pipeline, token, changed=True)
         if last is not None and last.run_token == token:
             return history.unchanged(last)
         if spec.probe:
@@ -60,6 +66,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                 kpi = environment.declarations.kpi(name)
                 contract = environment.declarations.contract(f"{spec.pipeline}.{name}", "activation")
                 outputs.append(_publish(connection, environment, spec, token, build, kpi, contract, gates))
+            for gate in complete:
+                gates_of_sources.record(connection, spec, token, gate)
             published = [output for output in outputs if output.facts["state"] == "published"]
             receipt = StageReceipt(
                 stage=Stage.PUBLISH, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=True,
@@ -73,6 +81,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                     "build": {"run_token": build.run_token, "evidence": build.evidence_seq},
                     "outputs": {o.name: {"content_sha256": o.content_sha256, "version": o.facts["version"]}
                                 for o in outputs},
+                    "completeness": {gate.kpi: gate.details for gate in complete},
                     "consumers": list(manifest.spec.publication.consumers),
                     "code_version": environment.code_version,
                 },
@@ -127,6 +136,37 @@ def _require_same_declarations(
             ErrorCode.EVIDENCE_MISSING,
             f"KPIs of {manifest.name} or their contracts are declared otherwise than when they were built",
             hint="materialize its KPIs first")
+
+
+def _is_held(
+    connection: psycopg.Connection, spec: StageSpec, manifest: Pipeline, token: str, complete: Sequence[GateResult]
+) -> bool:
+    """Whether a probe has to let the run go on, which puts the failure on record.
+
+    Raises:
+        BareCountError: gate.failed naming every source of which too much is refused, unless they only warn.
+    """
+    failed = [gate for gate in complete if not gate.passed]
+    if manifest.spec.slos.completeness.on_breach == "warn":
+        return False
+    # What is refused can change and come back: the same failure again is on record once.
+    attempt = run_token(held=token, gates=[gate.summary for gate in failed])
+    on_record = fetch(connection, _HELD, (spec.tenant_id, spec.pipeline, attempt))
+    if not on_record and spec.probe:
+        return True
+    if not on_record:
+        with connection.transaction():
+            for gate in failed:
+                gates_of_sources.record(connection, spec, attempt, gate)
+    raise BareCountError(
+        ErrorCode.GATE_FAILED,
+        f"{spec.pipeline} of tenant {spec.tenant_id} is not published: "
+        + " | ".join(f"{gate.kpi} {gate.gate}: {gate.summary}" for gate in failed),
+        hint="the previous publication stays in place. `barecount quarantine list` shows the records: correct and "
+        "`barecount replay` them, or `barecount quarantine discard` them with a reason, then run again; what a source "
+        "may have refused is declared in slos.completeness of the manifest",
+        details={"gates": [{"source": gate.kpi, "gate": gate.gate, **gate.details} for gate in failed]},
+    )
 
 
 def _gates(connection: psycopg.Connection, spec: StageSpec, token: str) -> list[dict[str, Any]]:
@@ -215,6 +255,7 @@ def _current(connection: psycopg.Connection, tenant_id: str, name: str) -> dict[
     return rows[0] if rows else None
 
 
+_HELD = "select 1 from platform.gate_result where tenant_id = $1 and pipeline = $2 and run_token = $3 limit 1"
 _PUBLICATION = """
 insert into platform.publication (
     tenant_id, name, version, pipeline, run_token, run_id, content_sha256, row_count, kpi_version, contract_version,

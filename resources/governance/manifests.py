@@ -83,16 +83,51 @@ class Schedule(Declared):
     timezone: TimeZone
 
 
+MAX_REFUSED = 0.01
+"""Greatest share of refused records where a manifest says nothing."""
+
+
 class Freshness(Declared):
-    """Hours that may pass between the end of a partition's day and its publication."""
+    """Hours that may pass between the end of a partition's day and its publication.
+
+    `max_data_lag_hours`: that may pass between the end of the day after the newest one a source has delivered and now,
+    as long as `max_lag_hours` where it is left out; a source that comes on working days needs more.
+    """
 
     max_lag_hours: float = Field(gt=0)
+    max_data_lag_hours: float | None = Field(default=None, gt=0)
 
 
 class Completeness(Declared):
-    """Least share of received records that must be accepted, 0 to 1."""
+    """Share of its received records, 0 to 1, that a source may have refused and open, and each of its units.
 
-    min_accepted_ratio: float = Field(ge=0, le=1)
+    Where nothing is said it is 0.01; `min_accepted_ratio` says it the other way round. Replayed records, and those
+    that were discarded with a reason, are decided and not counted. `hold` publishes nothing while a limit is exceeded.
+    """
+
+    max_refused: float | None = Field(default=None, ge=0, le=1)
+    max_refused_per_unit: float | None = Field(default=None, ge=0, le=1)
+    min_accepted_ratio: float | None = Field(default=None, ge=0, le=1)
+    on_breach: Literal["hold", "warn"] = "hold"
+
+    @field_validator("min_accepted_ratio")
+    @classmethod
+    def _said_once(cls, ratio: float | None, info: ValidationInfo) -> float | None:
+        if ratio is not None and info.data.get("max_refused") is not None:
+            raise refusal("says again what max_refused says", found=str(ratio), allowed="one of the two")
+        return ratio
+
+    @property
+    def limit(self) -> float:
+        """Greatest share that may be refused of a source."""
+        if self.max_refused is not None:
+            return self.max_refused
+        return MAX_REFUSED if self.min_accepted_ratio is None else round(1 - self.min_accepted_ratio, 9)
+
+    @property
+    def unit_limit(self) -> float:
+        """Greatest share that may be refused of one unit."""
+        return self.limit if self.max_refused_per_unit is None else self.max_refused_per_unit
 
 
 class Accuracy(Declared):
@@ -105,7 +140,7 @@ class Slos(Declared):
     """Promises to consumers; a missed one is an event with an owner."""
 
     freshness: Freshness | None = None
-    completeness: Completeness | None = None
+    completeness: Completeness = Completeness()
     accuracy: Accuracy | None = None
 
 

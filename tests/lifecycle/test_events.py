@@ -86,11 +86,26 @@ def test_a_publication_that_grew_too_old_is_told_once(books_project: Project) ->
     with project.database.connect(autocommit=True) as connection:
         for hours, expected in ((1, False), (31, True), (32, False)):
             found = slos.check_freshness(connection, manifest, "acme", now + dt.timedelta(hours=hours))
-            assert (found is not None) is expected, hours
-    (envelope,) = told(project, "slo.breached")
-    assert envelope["subject"] == "order_to_cash/freshness"
+            assert ("freshness" in [breach.objective for breach in found]) is expected, hours
+    (envelope,) = [one for one in told(project, "slo.breached") if one["subject"] == "order_to_cash/freshness"]
     assert envelope["data"]["owners"] == ["ingrid.solheim@finance.example", "marco.bianchi@finance.example"]
     assert project.command("evidence", "verify").exit_code == 0
+
+
+def test_a_source_that_delivers_nothing_is_late_however_often_is_published(books_project: Project) -> None:
+    project = books_project
+    manifest = project.environment.declarations.pipeline("order_to_cash")
+    newest = project.value("select max(partition_date) from platform.raw_batch where tenant_id = 'acme' and is_current "
+                           "and dataset = 'order_to_cash.payments'")
+    due = dt.datetime.combine(newest, dt.time(), dt.UTC) + dt.timedelta(days=2, hours=30)
+    with project.database.connect(autocommit=True) as connection:
+        for minutes, expected in ((0, False), (1, True)):
+            late = slos.late_data(connection, manifest, "acme", due + dt.timedelta(minutes=minutes))
+            assert ("payments" in [one.what for one in late]) is expected
+        slos.check_freshness(connection, manifest, "acme", due + dt.timedelta(minutes=1))
+        assert slos.check_freshness(connection, manifest, "acme", due + dt.timedelta(minutes=2)) == []
+    subjects = [one["subject"] for one in told(project, "slo.breached")]
+    assert subjects.count("order_to_cash/freshness/payments") == 1
 
 
 def test_too_many_refused_records_are_told_as_a_missed_promise(new_project: Callable[..., Project]) -> None:

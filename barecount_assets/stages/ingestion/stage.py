@@ -20,7 +20,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from barecount_assets.stages import lineage
+from barecount_assets.stages import completeness, lineage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import (
     dataset_rules,
@@ -581,6 +581,7 @@ def _finish(
         schema,
         _accounting_check(extraction, connection, there),
         dataset_rules.check(connection, raw, under_rules),
+        _completeness_check(connection, spec, manifest, extraction),
     )
     per_day: dict[str, dict[str, int]] = {}
     for batch in unique:
@@ -656,6 +657,15 @@ def _accounting_check(
         else f"received {received}, but {stored} rows and {quarantined} quarantined records are stored",
         {"received": received, "accepted": stored, "quarantined": quarantined},
     )
+
+
+def _completeness_check(
+    connection: psycopg.Connection, spec: StageSpec, manifest: Pipeline, extraction: Contract
+) -> CheckOutcome:
+    """How much of the source is refused by now; what follows from it is decided before anything is published."""
+    (shares,) = completeness.measure(connection, manifest, spec.tenant_id, [spec.source or ""])
+    gate = completeness.decide(manifest, shares)
+    return CheckOutcome(gate.gate, extraction.dataset, gate.passed, False, gate.summary, gate.details)
 
 
 def _cursor(connection: psycopg.Connection, spec: StageSpec) -> str | None:
