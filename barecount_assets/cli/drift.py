@@ -13,8 +13,10 @@ from barecount_assets.cli import output
 from barecount_assets.cli.verbs import Json, Tenant, command, environment
 
 if TYPE_CHECKING:
-    from barecount_assets.drift_decisions import Candidate
+    from barecount_assets.drift_proposals import Candidate
+    from barecount_assets.stages.environment import StageEnvironment
     from resources.governance.drift_register import Drift
+    from resources.runtime.errors import BareCountError
 
 app = typer.Typer(no_args_is_help=True, help="Sources that differ from their contracts: see, accept, reject.")
 
@@ -30,12 +32,14 @@ def listed(
     everything: Annotated[bool, typer.Option("--all", help="Decided ones too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Drifts that wait for a decision, and what waits for them."""
+    """Drifts that wait for a decision, and what waits for them; decided ones too while the next run is to come."""
     from resources.governance import drift_register
 
     with environment().database.connect(autocommit=True) as connection:
-        drifts = drift_register.listed(
-            connection, pipeline=pipeline, tenant_id=tenant, status=None if everything else "open")
+        drifts = [
+            drift for drift in drift_register.listed(connection, pipeline=pipeline, tenant_id=tenant)
+            if everything or drift.status == "open" or drift.waiting
+        ]
     if as_json:
         output.print_json([drift.to_json() for drift in drifts])
         return
@@ -57,9 +61,10 @@ def show(drift_id: Number, as_json: Json = False) -> None:
     opened = environment()
     with opened.database.connect(autocommit=True) as connection:
         drift = drift_register.find(connection, drift_id)
-    proposed = drift_decisions.candidates(opened, drift) if drift.status == "open" else ()
+    proposed, refusal = _proposal(opened, drift)
     if as_json:
-        output.print_json({**drift.to_json(), "candidates": [_candidate_json(item) for item in proposed]})
+        output.print_json({**drift.to_json(), "candidates": [_candidate_json(item) for item in proposed],
+                           "not_acceptable": refusal and refusal.message})
         return
     console = output.console()
     console.print(f"[bold]drift {drift.drift_id}[/]  {drift.dataset} of {drift.tenant_id}, {drift.status}")
@@ -72,12 +77,15 @@ def show(drift_id: Number, as_json: Json = False) -> None:
     if drift.decided_at is not None:
         console.print(f"decided    {drift.verdict} by {drift.decided_by} at {drift.decided_at:%Y-%m-%d %H:%M:%S} UTC: "
                       f"{drift.reason}, evidence {drift.decision_seq}", soft_wrap=True)
-    if proposed:
+    if refusal is not None:
+        console.print(f"accept     would be refused: {refusal.message}; {refusal.hint}", soft_wrap=True)
+    if drift.status == "open":
         policy = opened.declarations.effective(drift.pipeline, drift.tenant_id).spec.on_drift
         held = drift_decisions.verdict_of(drift, policy) == "held"
         console.print("reject     would " + ("keep its batches out" if held else
                                              "put the drifted part into quarantine and let the rest go on"))
-        console.print("accept     would change the contracts to:")
+    if proposed:
+        console.print("accept     would change the contracts:")
         _show_candidates(proposed)
 
 
@@ -91,13 +99,13 @@ def accept(
     as_json: Json = False,
 ) -> None:
     """Declare what drifted: new contract versions, current at once; the next run takes up what waited."""
-    from barecount_assets import drift_decisions
+    from barecount_assets import drift_decisions, drift_proposals
     from resources.governance import drift_register
 
     opened = environment()
     if dry_run:
         with opened.database.connect(autocommit=True) as connection:
-            proposed = drift_decisions.candidates(opened, drift_register.find(connection, drift_id))
+            proposed = drift_proposals.candidates(opened, drift_register.find(connection, drift_id))
         if as_json:
             output.print_json({"candidates": [_candidate_json(item) for item in proposed]})
         else:
@@ -143,17 +151,32 @@ def _days(drift: Drift) -> str:
     return ", ".join(days[:5]) + (f" and {len(days) - 5} more" if len(days) > 5 else "") or "none"
 
 
+def _proposal(
+    opened: StageEnvironment, drift: Drift
+) -> tuple[tuple[Candidate, ...], BareCountError | None]:
+    """What accepting an open drift would make, or why that would be refused."""
+    from barecount_assets import drift_proposals
+    from resources.runtime.errors import BareCountError
+
+    try:
+        return (drift_proposals.candidates(opened, drift) if drift.status == "open" else ()), None
+    except BareCountError as refusal:
+        return (), refusal
+
+
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:
     return {"layer": candidate.layer, "version": candidate.version, "current": candidate.current_version,
-            "changed": candidate.changed, "document": candidate.document}
+            "changed": candidate.changed, "words": list(candidate.words), "document": candidate.document}
 
 
 def _show_candidates(proposed: tuple[Candidate, ...]) -> None:
-    from barecount_assets.drift_decisions import as_yaml
+    from barecount_assets.drift_proposals import as_yaml
 
     for candidate in proposed:
         if not candidate.changed:
             continue
+        for sentence in candidate.words:
+            typer.echo(f"  {candidate.layer}: {sentence}")
         lines = difflib.unified_diff(
             as_yaml(candidate.before).splitlines(), candidate.text.splitlines(),
             f"{candidate.layer} {candidate.current_version}", f"{candidate.layer} {candidate.version}",

@@ -5,7 +5,7 @@ touches nothing but the property it is about, and never tightens a contract.
 
 | class | extraction and raw contract |
 | --- | --- |
-| `field_added` | a further, optional property, `confidential` until somebody has reviewed it |
+| `field_added` | an optional property more, `confidential` until reviewed; of one under another name, an alias |
 | `field_missing`, `nullability` | the property is no longer required |
 | `type_changed` | the property has the new type; bounds, patterns, formats and lists of valid values go |
 | `enum_grown` | the new values are valid (raw) |
@@ -23,7 +23,7 @@ from resources.governance.contracts import Layer
 from resources.governance.drift import Change, DriftClass, kind_of
 
 _LOGICAL = {"text": "string", "integer": "integer", "decimal": "number", "float": "number", "boolean": "boolean",
-            "date": "date", "timestamp": "timestamp", "instant": "timestamp"}
+            "date": "date", "timestamp": "timestamp", "instant": "timestamp", "nested": "object"}
 
 
 def evolved(
@@ -38,10 +38,11 @@ def evolved(
     result = copy.deepcopy(dict(document))
     properties: list[dict[str, Any]] = result["schema"][0]["properties"]
     for change in changes:
-        if change.kind is DriftClass.FIELD_ADDED:
+        if change.kind is DriftClass.FIELD_ADDED and not change.declared:
             properties.append(_added(change, types[change.field], [p["name"] for p in properties], note))
             continue
-        found = next((p for p in properties if p.get("physicalName", p["name"]) == change.field), None)
+        name = change.declared if change.kind is DriftClass.FIELD_ADDED else change.field
+        found = next((p for p in properties if p.get("physicalName", p["name"]) == name), None)
         if found is not None:
             _follow(found, layer, change, types)
     return result
@@ -61,21 +62,33 @@ def _added(change: Change, physical_type: str, taken: Sequence[str], note: str) 
     return {
         "name": name,
         "physicalName": change.field,
-        "logicalType": _LOGICAL[kind_of(physical_type)],
+        "logicalType": _logical(change, physical_type),
         "physicalType": physical_type,
         "classification": "confidential",
         "description": f"{change.field} as the source has it since {note}. To be reviewed: meaning, classification.",
     }
 
 
+def _logical(change: Change, physical_type: str) -> str:
+    listed = re.match(r"json array\Z|(large_|fixed_size_)?list|_|.*\[\]\Z", change.found.lower())
+    return "array" if physical_type == "json" and listed else _LOGICAL[kind_of(physical_type)]
+
+
 def _follow(declared: dict[str, Any], layer: Layer, change: Change, types: Mapping[str, str]) -> None:
     match change.kind:
+        case DriftClass.FIELD_ADDED if layer == "extraction":
+            custom = declared.setdefault("customProperties", [])
+            aliases = next((item for item in custom if item["property"] == "aliases"), None)
+            if aliases is None:
+                custom.append({"property": "aliases", "value": [change.field]})
+            else:
+                aliases["value"] = [*aliases["value"], change.field]
         case DriftClass.FIELD_MISSING | DriftClass.NULLABILITY:
             declared.pop("required", None)
             _drop_rules(declared, "nullValues")
         case DriftClass.TYPE_CHANGED:
             declared["physicalType"] = types[change.field]
-            declared["logicalType"] = _LOGICAL[kind_of(types[change.field])]
+            declared["logicalType"] = _logical(change, types[change.field])
             declared.pop("logicalTypeOptions", None)
             _drop_rules(declared, "invalidValues")
         case DriftClass.ENUM_GROWN if layer == "raw":

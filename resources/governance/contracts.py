@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
@@ -39,7 +39,7 @@ STATUSES = ("proposed", "draft", "active", "deprecated", "retired")
 CLASSIFICATIONS: tuple[Classification, ...] = get_args(Classification)
 PHYSICAL_TYPES = (
     "text", "bigint", "integer", "smallint", "numeric(p,s)", "date", "timestamp", "timestamptz", "boolean",
-    "double precision",
+    "double precision", "json",
 )  # fmt: skip
 _SYNONYMS = {"timestamp with time zone": "timestamptz", "timestamp without time zone": "timestamp"}
 
@@ -54,7 +54,11 @@ _LOGICAL_TYPES: Mapping[str, tuple[str, ...]] = {  # of a physical type
     "timestamptz": ("timestamp",),
     "boolean": ("boolean",),
     "double precision": ("number",),
+    "json": ("object", "array"),
 }
+NESTED_LAYERS: tuple[Layer, ...] = ("extraction", "raw")
+"""Where a column may be JSON. GDPs and publications have columns of their own for what is within."""
+
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OPTIONS: Mapping[str, tuple[str, ...]] = {  # that are executed, of a logical type
     "string": ("minLength", "maxLength", "pattern"),
@@ -63,7 +67,10 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {  # that are executed, of a logical t
     "date": (*_BOUNDS, "format"),
     "timestamp": (*_BOUNDS, "format", "timezone", "defaultTimezone"),
     "boolean": (),
+    "object": (),
+    "array": (),
 }
+_RULES_OF_PARTS = ("required", "unique", "primaryKey", "quality", "logicalTypeOptions")
 _METRICS = ("nullValues", "invalidValues", "duplicateValues", "rowCount")
 _COLUMN_ARGUMENTS: Mapping[str, tuple[str, ...]] = {"invalidValues": ("validValues", "pattern")}
 _TABLE_ARGUMENTS: Mapping[str, tuple[str, ...]] = {"duplicateValues": ("properties",)}
@@ -147,6 +154,7 @@ class Column:
         valid_values: every value must be one of these; None: any.
         default: what a value becomes that the source does not give (custom property `default`, extraction only).
         unit: what one of a number is (custom property `unit`), e.g. `EUR` or `days`; None: not said.
+        aliases: other names the source may have the field under (custom property `aliases`, extraction only).
     """
 
     name: str
@@ -163,6 +171,17 @@ class Column:
     default: Any = None
     tags: tuple[str, ...] = ()
     unit: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def is_json(self) -> bool:
+        """Whether values are JSON: objects, arrays, whatever is nested."""
+        return self.physical_type == "json"
+
+    @property
+    def stored_type(self) -> str:
+        """The PostgreSQL type it is stored in: JSON is kept as its text, which compares, hashes and copies as such."""
+        return "text" if self.is_json else self.physical_type
 
     @property
     def strptime_format(self) -> str | None:
@@ -233,7 +252,7 @@ class Contract:
     @property
     def column_types(self) -> list[tuple[str, str]]:
         """(name, PostgreSQL type) of the columns, in order."""
-        return [(column.name, column.physical_type) for column in self.columns]
+        return [(column.name, column.stored_type) for column in self.columns]
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -447,11 +466,21 @@ class _Reader:
             column, column_rules = self._column(path, declared)
             columns.append(column)
             rules += column_rules
+        self._check_source_names(columns)
         names = [column.name for column in columns]
         for index, declared in enumerate(objects[0].get("quality", [])):
             rule = self._rule(("schema", 0, "quality", index), declared, names)
             rules += [rule] if rule else []
         return tuple(columns), tuple(rules)
+
+    def _check_source_names(self, columns: Sequence[Column]) -> None:
+        """An alias is a further name of one field, so no other field's name."""
+        owners = {column.source_name: column.name for column in columns}
+        for index, column in enumerate(columns):
+            for alias in column.aliases:
+                if owners.setdefault(alias, column.name) != column.name or alias == column.source_name:
+                    place = ("schema", 0, "properties", index, "customProperties")
+                    self._report(place, "an alias that is a name already", alias, f"not that of {owners[alias]}")
 
     def _column(self, path: FieldPath, declared: dict[str, Any]) -> tuple[Column, list[Rule]]:
         name, logical = declared["name"], declared.get("logicalType", "")
@@ -503,8 +532,35 @@ class _Reader:
             valid_values=valid_values,
             default=self._default(path, declared, physical),
             unit=self._unit(path, declared),
+            aliases=self._aliases(path, declared),
         )
+        self._check_nested(path, declared)
         return column, rules
+
+    def _check_nested(self, path: FieldPath, declared: Mapping[str, Any]) -> None:
+        """What is said of the parts of a JSON column describes them; a rule for one of them would not be executed."""
+        parts = [((*path, "properties", index), part) for index, part in enumerate(declared.get("properties", []))]
+        if "items" in declared:
+            parts.append(((*path, "items"), declared["items"]))
+        for place, part in parts:
+            for key in _RULES_OF_PARTS:
+                if part.get(key):
+                    self._report((*place, key), "not executed within a nested column", "", "a rule of a model's test")
+            self._check_nested(place, part)
+
+    def _aliases(self, path: FieldPath, declared: Mapping[str, Any]) -> tuple[str, ...]:
+        for index, item in enumerate(declared.get("customProperties", [])):
+            if item["property"] != "aliases":
+                continue
+            place, value = (*path, "customProperties", index, "value"), item["value"]
+            if self._layer != "extraction":
+                allowed = "names of fields where the source is read: in the extraction contract"
+                self._report(place, f"not executed in a {self._layer} contract", value, allowed)
+            elif not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+                self._report(place, "not a list of names", value, "e.g. [Airport_fee]")
+            else:
+                return tuple(value)
+        return ()
 
     def _default(self, path: FieldPath, declared: dict[str, Any], physical: str) -> Any:
         for index, item in enumerate(declared.get("customProperties", [])):
@@ -537,6 +593,9 @@ class _Reader:
             except ValueError as error:
                 self._report((*path, "physicalType"), "unsupported type", declared, str(error))
                 return ""
+        if physical == "json" and self._layer not in NESTED_LAYERS:
+            allowed_here = "a column for each part that matters; models take them out with json_field"
+            self._report((*path, "physicalType"), f"no type of the {self._layer} layer", declared, allowed_here)
         allowed = _LOGICAL_TYPES[physical.partition("(")[0]]
         if logical and logical not in allowed:
             self._report((*path, "logicalType"), f"does not go with {physical}", logical, listed(allowed))

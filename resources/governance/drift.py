@@ -7,11 +7,14 @@ Pure: an observed schema and what was seen in the refused rows go in, changes co
 | --- | --- | --- |
 | `field_added` | always: nobody has said what it is | |
 | `field_missing` | a contract requires it | it is optional, or fewer than 10 JSON objects lack it |
-| `type_changed` | the stated type is another and values were refused, or all of 10 or more were | every value fits |
+| `type_changed` | another type is stated and values were refused for it, or all of 10 or more | every value fits |
 | `order_changed` | never: fields are matched by name | names come in another order than declared |
 | `enum_grown` | a value outside `validValues` was refused | |
 | `nullability` | a required field is null and the source says it may be, or all of 10 or more are | none is null |
 | `semantic_hint` | unit or format are declared on both sides and differ | only the source says one |
+
+A field that is added where another is missing whose name differs in case, blanks or marks only, is that one under
+another name: the added field says so (`declared`), and the missing one says nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from __future__ import annotations
 import enum
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from resources.governance.contracts import Column, Contract
@@ -104,7 +108,8 @@ class Change:
     Attributes:
         field: the source's name of the field; the names in their order for `order_changed`.
         blocking: whether the partition waits for a decision.
-        declared: what the contract says, in words; empty when it says nothing.
+        declared: what the contract says, in words; empty when it says nothing. Of `field_added`, the missing field
+            that it is under another name.
         found: what the source has, in words, without counts: the same drift is found in the same words.
         values: of `enum_grown`, the new values.
         hint: of `semantic_hint`, `unit` or `format`.
@@ -119,7 +124,8 @@ class Change:
     hint: str = ""
 
     def __str__(self) -> str:
-        return _WORDING[self.kind].format(
+        wording = _RENAMED if self.kind is DriftClass.FIELD_ADDED and self.declared else _WORDING[self.kind]
+        return wording.format(
             field=self.field, declared=self.declared, found=self.found, hint=self.hint, values=", ".join(self.values)
         )
 
@@ -142,12 +148,14 @@ _WORDING = {
     DriftClass.NULLABILITY: "{field}: {found}, the contract says {declared}",
     DriftClass.SEMANTIC_HINT: "{hint} of {field} is {found}, the contract says {declared}",
 }
+_RENAMED = "field {declared} comes under the name {field}"
 
 
 def classify(
     observed: ObservedSchema, seen: SeenInRows, extraction: Contract, raw: Contract
 ) -> tuple[Change, ...]:
     """Every difference between a unit and the contracts in force, in the order of the classes, then of fields."""
+    observed = _under_declared_names(observed, extraction)
     given = {c.name for c in extraction.columns if c.default is not None}  # what is missing has a value
     required = {c.name for c in (*extraction.columns, *raw.columns) if c.required} - given
     changes = [
@@ -180,7 +188,7 @@ def still_blocking(change: Change, extraction: Contract, raw: Contract) -> bool:
     raw_column = None if column is None else raw.column(column.name)
     match change.kind:
         case DriftClass.FIELD_ADDED:
-            return column is None
+            return column is None and not any(change.field in other.aliases for other in extraction.columns)
         case DriftClass.FIELD_MISSING | DriftClass.NULLABILITY:
             is_required = column is not None and (column.required or bool(raw_column and raw_column.required))
             return is_required and column is not None and column.default is None
@@ -206,17 +214,46 @@ def _by_source(extraction: Contract) -> dict[str, Column]:
     return {column.source_name: column for column in extraction.columns}
 
 
+def _under_declared_names(observed: ObservedSchema, extraction: Contract) -> ObservedSchema:
+    """The schema with a field's declared name where the source has it under an alias only."""
+    called = {}
+    for column in extraction.columns:
+        names = [name for name in (column.source_name, *column.aliases) if name in observed.names]
+        if names:
+            called[names[0]] = column.source_name
+    return replace(observed, names=tuple(called.get(name, name) for name in observed.names))
+
+
+def _bare(name: str) -> str:
+    """A name without what writers change unasked: case, blanks, marks."""
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def _renamed(observed: ObservedSchema, declared: Mapping[str, Column]) -> dict[str, str]:
+    """Fields that come under another name: the name they have, and the declared one. Only where one fits one."""
+    added, missing = defaultdict(list), defaultdict(list)
+    for name in observed.names:
+        if name not in declared:
+            added[_bare(name)].append(name)
+    for name in declared:
+        if name not in observed.names:
+            missing[_bare(name)].append(name)
+    return {names[0]: missing[bare][0] for bare, names in added.items()
+            if bare and len(names) == 1 and len(missing[bare]) == 1}
+
+
 def _fields(observed: ObservedSchema, extraction: Contract, required: set[str]) -> Iterator[Change]:
     if not observed.names:  # an empty unit, or one whose fields have positions and no names
         return
     declared = _by_source(extraction)
     types = dict(zip(observed.names, observed.types or (), strict=False))
+    renamed = _renamed(observed, declared)
     for name in observed.names:
         if name not in declared:
-            yield Change(DriftClass.FIELD_ADDED, name, True, found=types.get(name, ""))
+            yield Change(DriftClass.FIELD_ADDED, name, True, renamed.get(name, ""), types.get(name, ""))
     enough = observed.sampled is None or observed.sampled >= LEAST_EVIDENCE
     for name, column in declared.items():
-        if name not in observed.names:
+        if name not in observed.names and name not in renamed.values():
             is_required = column.name in required
             words = "required" if is_required else "optional"
             yield Change(DriftClass.FIELD_MISSING, name, is_required and enough, declared=words)
@@ -224,12 +261,11 @@ def _fields(observed: ObservedSchema, extraction: Contract, required: set[str]) 
 
 def _types(observed: ObservedSchema, seen: SeenInRows, extraction: Contract) -> Iterator[Change]:
     stated = dict(zip(observed.names, observed.types or (), strict=False))
-    refused = sum(seen.wrong_type.values()) > 0
     for column in extraction.columns:
         found = stated.get(column.source_name)
         every_value = seen.records >= LEAST_EVIDENCE and seen.wrong_type.get(column.name) == seen.records
         if found is not None and not _fits(found, column):
-            # The first fault of a record hides its others, so any refused value speaks for every changed type.
+            refused = seen.wrong_type.get(column.name, 0) > 0
             yield Change(DriftClass.TYPE_CHANGED, column.source_name, refused, column.physical_type, found)
         elif every_value:
             words = "values that are none of that type"
@@ -290,19 +326,22 @@ def _declared_hint(column: Column, hint: str) -> str | None:
 
 _KINDS: Sequence[tuple[str, str]] = (  # first match of the lower-cased name, from its beginning
     (r"(u?int\d*|(big|small|tiny|medium)?int(eger)?|serial|oid)\b", "integer"),
+    (r"(json )?null\Z", "null"),
+    (r"(jsonb?\Z|json (object|array)|(struct|map|list|large_list|fixed_size_list|list_view|array)\b|_|"
+     r"extension<arrow\.json|.*\[\]\Z)", "nested"),
     (r"(numeric|decimal\w*|money)\b", "decimal"),
     (r"(float\w*|double|real|halffloat)\b", "float"),
     (r"bool", "boolean"),
     (r"(timestamptz|(timestamp|time stamp).* with (local )?time zone|timestamp\[\w+, tz=|datetimeoffset)", "instant"),
     (r"(timestamp|datetime)", "timestamp"),
-    (r"date", "date"),
+    (r"date(32|64)?(\[|\Z)", "date"),
     (r"(text|string|large_string|varchar|n?char|bpchar|name|character|clob|citext|dictionary<values=string)", "text"),
     (r"json number", "number"),
     (r"json string", "string"),
     (r"json boolean", "boolean"),
 )
 _HOLDS: Mapping[str, frozenset[str]] = {  # kinds of which a declared kind may hold every value
-    "text": frozenset({"text", "string"}),
+    "text": frozenset({"text", "string", "other"}),
     "integer": frozenset({"integer", "number"}),
     "decimal": frozenset({"integer", "decimal", "number"}),
     "float": frozenset({"integer", "decimal", "float", "number"}),
@@ -310,9 +349,10 @@ _HOLDS: Mapping[str, frozenset[str]] = {  # kinds of which a declared kind may h
     "date": frozenset({"date", "string"}),
     "timestamp": frozenset({"timestamp", "date", "string", "instant"}),  # an instant, on the clock of the zone declared
     "instant": frozenset({"instant", "string"}),
+    "nested": frozenset({"nested", "text", "string", "number", "boolean"}),
 }
 _PHYSICAL = {"text": "text", "integer": "bigint", "float": "double precision", "boolean": "boolean", "date": "date",
-             "timestamp": "timestamp", "instant": "timestamptz"}
+             "timestamp": "timestamp", "instant": "timestamptz", "nested": "json"}
 
 
 def kind_of(type_name: str) -> str:
@@ -335,4 +375,5 @@ def _fits(found: str, column: Column) -> bool:
     holds = _HOLDS[kind_of(column.physical_type)]
     if column.is_instant and column.time_zone is not None:
         holds |= {"timestamp", "date"}
-    return any(kind_of(part) in holds for part in found.split("|"))
+    kinds = {kind_of(part) for part in found.split("|")}
+    return kinds == {"null"} or not kinds.isdisjoint(holds)

@@ -105,21 +105,29 @@ def record(
 ) -> int:
     """Put a landing batch's drift on record in its transaction; the batch waits. Returns its number.
 
-    A batch that shows what is on record already joins it. The batch's own evidence is in the ledger already, whose head
-    is locked since: two batches of one drift come one after the other.
+    A batch that shows what is on record already joins it, unless that is over: then it is asked again. The batch's own
+    evidence is in the ledger already, whose head is locked since: two batches of one drift come one after the other.
     """
     tenant_id, dataset = batch["tenant_id"], batch["dataset"]
     mark = fingerprint(dataset, (extraction.hash, raw.hash), changes)
-    known = fetch(
-        connection, "select drift_id from platform.drift where tenant_id = $1 and dataset = $2 and fingerprint = $3",
-        (tenant_id, dataset, mark),
-    )
+    known = _known(connection, tenant_id, dataset, mark)
+    while known and known[0][1] in ("accepted", "settled"):  # and yet it is there: a decision that had no effect
+        mark = hashlib.sha256(f"{mark}/{known[0][0]}".encode()).hexdigest()
+        known = _known(connection, tenant_id, dataset, mark)
     drift_id = known[0][0] if known else _detect(connection, batch, observed, changes, extraction, raw, mark)
     fetch(
         connection, "insert into platform.drift_batch (batch_id, drift_id, tenant_id) values ($1, $2, $3)",
         (batch["batch_id"], drift_id, tenant_id),
     )
     return drift_id
+
+
+def _known(connection: psycopg.Connection, tenant_id: str, dataset: str, mark: str) -> list[tuple[int, str]]:
+    return fetch(  # type: ignore[return-value]
+        connection,
+        "select drift_id, status from platform.drift where tenant_id = $1 and dataset = $2 and fingerprint = $3",
+        (tenant_id, dataset, mark),
+    )
 
 
 def _detect(

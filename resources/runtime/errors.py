@@ -28,6 +28,7 @@ class ErrorCode(enum.StrEnum):
     CONTRACT_BREAKING = "contract.breaking"
     CONTRACT_IMMUTABLE = "contract.immutable"
     DRIFT_DECIDED = "contract.drift_decided"
+    DRIFT_UNACCEPTABLE = "contract.drift_unacceptable"
     STORE_CONFLICT = "store.conflict"
     STORE_CORRUPT = "store.corrupt"
     STORE_EXPIRED = "store.expired"

@@ -79,6 +79,7 @@ class Group:
     partition_date: Any
     content_sha256: str
     observed_names: tuple[str, ...] | None
+    observed_types: tuple[str, ...] | None
     records: int
 
 
@@ -95,7 +96,8 @@ def counts(connection: psycopg.Connection, selection: Selection) -> list[dict[st
 def groups(connection: psycopg.Connection, selection: Selection) -> list[Group]:
     """The batches that the selected records are of, in order of landing."""
     rows = fetch_dicts(connection, _GROUPS, selection.parameters(connection))
-    return [Group(**{**row, "observed_names": row["observed_names"] and tuple(row["observed_names"])}) for row in rows]
+    return [Group(**{**row, "observed_names": row["observed_names"] and tuple(row["observed_names"]),
+                     "observed_types": row["observed_types"] and tuple(row["observed_types"])}) for row in rows]
 
 
 def by_owner(found: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:
@@ -158,7 +160,7 @@ with selected as (
     from platform.quarantine_record r {_WHERE} group by 1, 2, 3, 4, 5
 )
 select s.tenant_id, s.pipeline, s.dataset, s.stage, s.batch_id, b.source_id, b.partition_date, b.content_sha256,
-    b.observed_names, s.records
+    b.observed_names, b.observed_types, s.records
 from selected s join platform.raw_batch b on b.batch_id = s.batch_id order by s.batch_id, s.stage
 """
 _IDS = f"""

@@ -120,6 +120,15 @@ _WITHOUT_OFFSET = (
 _CHANGE_TYPE = "alter table {table} alter column {column} type {type} using {column}::text::{type}"
 
 
+def count_unfit(connection: psycopg.Connection, dataset: str, column: str, kind: str) -> int:
+    """Values stored in a column that are none of a type; 0 where there is no such column yet."""
+    if column not in _columns_of(connection, table_name(dataset)):
+        return 0
+    parts = {"table": sql.Identifier(SCHEMA, table_name(dataset)), "column": sql.Identifier(column),
+             "name": sql.Literal(kind)}
+    return fetch(connection, sql.SQL(_UNFIT).format(**parts).as_string(connection))[0][0]
+
+
 def append(
     connection: psycopg.Connection, dataset: str, tenant_id: str, batch_id: int, batches: Iterable[pa.RecordBatch],
     schema: pa.Schema,

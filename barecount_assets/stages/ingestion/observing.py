@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-import pyarrow as pa
-
+from barecount_assets.stages.ingestion.records import ParsedBatch
 from barecount_assets.stages.ingestion.rules import Verdict
 from resources.governance.drift import SeenInRows
 
@@ -21,16 +20,11 @@ class RowObserver:
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
         self._values: dict[str, set[str]] = defaultdict(set)
 
-    def batch(self, records: int, rejects: pa.RecordBatch) -> None:
-        """Records of one batch, and those that could not be typed."""
-        self._records += records
-        if rejects.num_rows:
-            faults = pa.Table.from_batches([rejects.select(["field", "reason"])])
-            for field, reason, count in zip(
-                *faults.group_by(["field", "reason"]).aggregate([([], "count_all")]).to_pydict().values(), strict=True
-            ):
-                if field is not None:
-                    self._counts[reason][field] += count
+    def batch(self, batch: ParsedBatch) -> None:
+        """One batch, and every field at fault in it: the first fault of a record hides none of its others."""
+        self._records += batch.received
+        for field, reason, count in batch.refused:
+            self._counts[reason][field] += count
 
     def judged(self, verdict: Verdict) -> None:
         """Rows that broke a rule of the raw contract."""

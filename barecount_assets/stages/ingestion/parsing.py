@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from barecount_assets.stages.ingestion import clocks
 from barecount_assets.stages.ingestion.clocks import INSTANT, WALL
+from barecount_assets.stages.ingestion.json_texts import canonical, shown
 from barecount_assets.stages.ingestion.records import REJECT_SCHEMA, ROW_NUMBER, ExtractorSchema, Field, ParsedBatch
 from resources.runtime.errors import BareCountError, ErrorCode
 
@@ -40,7 +41,6 @@ MAX_RECORD_BYTES = 64 << 20
 """A longer record is a sign of a wrong delimiter or an unclosed quote, and would unbound the memory."""
 
 MAX_MESSAGE = 500
-_MAX_SHOWN = 80
 _LF, _CR = 10, 13
 
 
@@ -204,6 +204,8 @@ def _oversize(where: str) -> BareCountError:
 def sql_type(field: Field) -> str:
     """The field's type in words, as messages say it: `bigint`, `numeric(18,2)`, `date as %d/%m/%Y`."""
     type_ = field.type
+    if field.json:
+        return "JSON"
     if pa.types.is_decimal(type_):
         return f"numeric({type_.precision},{type_.scale})"
     name = _SQL_TYPES[type_]
@@ -239,12 +241,15 @@ def parse_text(field: Field, text: pa.StringArray) -> pa.Array:
     separators. double precision: the same with any number of digits and an exponent; finite. boolean: true,
     false, 1, 0 in any case. date, timestamp, timestamptz: the field's strptime format, else ISO 8601 (T or space,
     up to microseconds; further digits are zeros). A timestamptz ends in Z, UTC or an offset, or it is a time that the
-    field's zone has exactly once; a timestamp that does is what the field's zone shows then. text: as it is.
+    field's zone has exactly once; a timestamp that does is what the field's zone shows then. text: as it is. JSON: any
+    JSON value, spelled in one way.
 
     Raises:
         BareCountError: declaration.invalid for a format that does not determine a date.
     """
     type_ = field.type
+    if field.json:
+        return pa.array(map(canonical, text.to_pylist()), pa.string())
     if type_ == pa.string():
         return text
     if pa.types.is_integer(type_):
@@ -515,15 +520,18 @@ class Fault:
     messages: Sequence[str]
 
 
+_NO_JSON = pa.array(["", "null"])
+
+
 def text_column(field: Field, text: pa.StringArray | None, length: int) -> Column:
     """A text column parsed to the field's type; None when the source lacks it.
 
-    The empty string is a value of text fields only: for all others it is null.
+    The empty string is a value of text fields only: for all others it is null, as is the word null for JSON.
     """
     if text is None:
         return Column(pa.nulls(length, field.type), None, str)
-    if field.type != pa.string():
-        empty = pc.equal(text, "")
+    if field.type != pa.string() or field.json:
+        empty = pc.is_in(text, _NO_JSON) if field.json else pc.equal(text, "")
         if pc.any(empty).as_py():
             text = pc.if_else(empty, pa.scalar(None, pa.string()), text)
     values = parse_text(field, text)
@@ -531,11 +539,6 @@ def text_column(field: Field, text: pa.StringArray | None, length: int) -> Colum
     if values.null_count != text.null_count:
         wrong = pc.and_(text.is_valid(), values.is_null()).to_numpy(zero_copy_only=False)
     return Column(values, wrong, lambda index: shown(text[index].as_py()))
-
-
-def shown(text: str) -> str:
-    """A value from the source as messages show it: quoted, escaped, cut to a readable length."""
-    return json.dumps(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…", ensure_ascii=False)
 
 
 def check(schema: ExtractorSchema, columns: Sequence[Column], rows: np.ndarray) -> list[Fault]:
@@ -553,9 +556,9 @@ def check(schema: ExtractorSchema, columns: Sequence[Column], rows: np.ndarray) 
             allowed = sql_type(field)
             messages = [f"{field.name}: found {column.found(i)}, allowed {allowed}" for i in at.tolist()]
             faults.append(Fault(rows[at], field.name, "wrong_type", messages))
-        if field.type == pa.string() and _holds_nul(column.values):
-            # U+0000 is a character of JSON and Parquet, and none of PostgreSQL's text
-            at = np.flatnonzero(pc.fill_null(pc.match_substring(column.values, "\0"), False))
+        nul = _nul(field, column.values)
+        if nul is not None:
+            at = np.flatnonzero(nul)
             messages = [
                 f"{field.name}: found {column.found(i)}, allowed text without U+0000" for i in at.tolist()
             ]
@@ -566,6 +569,19 @@ def check(schema: ExtractorSchema, columns: Sequence[Column], rows: np.ndarray) 
             message = f"{field.name}: found nothing, a value of type {sql_type(field)} is required"
             faults.append(Fault(rows[at], field.name, "missing_field", [message] * len(at)))
     return faults
+
+
+_JSON_NUL = r"(?:^|[^\\])(?:\\\\)*\\u0000"  # not a backslash that is itself escaped, before a u
+
+
+def _nul(field: Field, values: pa.Array) -> pa.BooleanArray | None:
+    """Where a text has U+0000, a character of JSON and Parquet and none of PostgreSQL's text; None for nowhere."""
+    if field.json:
+        nul = pc.fill_null(pc.match_substring_regex(values, _JSON_NUL), False)
+        return nul if pc.any(nul).as_py() else None
+    if field.type != pa.string() or not _holds_nul(values):
+        return None
+    return pc.fill_null(pc.match_substring(values, "\0"), False)
 
 
 def _holds_nul(text: pa.StringArray) -> bool:
@@ -635,7 +651,8 @@ def assemble(
         numbers = rows.column(ROW_NUMBER).take(positions).to_numpy()
         return pa.array(payload(numbers - before - 1), pa.large_binary())
 
-    return ParsedBatch(rows, pa.RecordBatch.from_arrays(rejects, schema=REJECT_SCHEMA), received, original)
+    refused = [(fault.field, fault.reason, len(fault.rows)) for fault in faults if fault.field is not None]
+    return ParsedBatch(rows, pa.RecordBatch.from_arrays(rejects, schema=REJECT_SCHEMA), received, original, refused)
 
 
 def _with_default(field: Field, values: pa.Array) -> pa.Array:

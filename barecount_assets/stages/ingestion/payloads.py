@@ -2,8 +2,9 @@
 
 A payload is the record as its source had it: a line of CSV without its line end, a JSON object. Reading it again is the
 same code as reading the source, so a record is accepted now exactly if the source would be accepted now. Sources whose
-records have no text of their own (Parquet, tables, REST) keep a record as one JSON object, and JSON's strict rules
-apply to it. What normalization refused lies in quarantine as the row of the raw table, by column names.
+records have no text of their own (Parquet, tables) keep a record as one JSON object, whose values are read again as the
+source's own (see `rereading`). What normalization refused lies in quarantine as the row of the raw table, by column
+names.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from barecount_assets.stages.ingestion import json_texts
 from barecount_assets.stages.ingestion.connectors import jsonl
 from barecount_assets.stages.ingestion.connectors.csv import CsvFormat
-from barecount_assets.stages.ingestion.parsing import Records, split_records
+from barecount_assets.stages.ingestion.parsing import Records, assemble, check, json_objects, split_records
 from barecount_assets.stages.ingestion.records import EXTRA, ROW_NUMBER, ExtractorSchema, Field, ParsedBatch
+from barecount_assets.stages.ingestion.rereading import AsStated
 from resources.runtime.errors import BareCountError, ErrorCode
 
 
@@ -112,11 +115,15 @@ class CsvPayloads:
 
 @dataclass(frozen=True)
 class JsonPayloads:
-    """JSON objects, one a record, with the field names of the source, or of the raw table (`by_column`)."""
+    """JSON objects, one a record, with the field names of the source, or of the raw table (`by_column`).
+
+    `stated`: how values are read whose source stated types.
+    """
 
     schema: ExtractorSchema
     by_column: bool = False
     encoding: str = "utf-8"
+    stated: AsStated | None = None
 
     def parse(self, payloads: Sequence[bytes], before: int) -> ParsedBatch:
         schema = self.schema
@@ -124,17 +131,19 @@ class JsonPayloads:
             schema = ExtractorSchema(tuple(replace(f, source_name=f.name, format=None) for f in schema.fields))
             batch = jsonl.parse(_records([_without_stamps(payload) for payload in payloads]), schema, before)
             return replace(batch, original=lambda rows: _originals(payloads, batch, before, rows))
+        if self.stated is not None:
+            return _parse_stated(payloads, self.stated, schema, before)
         return jsonl.parse(_records(payloads), schema, before)
 
     def corrected(self, payload: bytes, values: Mapping[str, str]) -> bytes:
         try:
-            record = jsonl.strict_object(payload)
-        except jsonl.Refused as refused:
+            record = json_texts.strict_object(payload)
+        except json_texts.Refused as refused:
             raise _not_correctable(payload, str(refused.args[1])) from refused
         fields = {(f.name if self.by_column else f.source_name): f for f in self.schema.fields}
         for name, value in values.items():
             record[name] = _json_value(fields[name], value)
-        return jsonl.json_text(record).encode()
+        return json_texts.json_text(record).encode()
 
     def require_one(self, payload: bytes) -> None:
         _require_one(payload, None)
@@ -166,7 +175,7 @@ class MixedPayloads:
             return parts[0]
         rows, rejects = (_in_order(pa.concat_batches(batches)) for batches in (
             [part.rows for part in parts], [part.rejects for part in parts]))
-        batch = ParsedBatch(rows, rejects, len(payloads))
+        batch = ParsedBatch(rows, rejects, len(payloads), refused=[*parts[0].refused, *parts[1].refused])
         return replace(batch, original=lambda positions: _originals(payloads, batch, before, positions))
 
     def corrected(self, payload: bytes, values: Mapping[str, str]) -> bytes:
@@ -188,7 +197,7 @@ def renumbered(batch: ParsedBatch, numbers: np.ndarray) -> ParsedBatch:
     return ParsedBatch(
         rows.set_column(at, rows.schema.field(at), pa.array(own, pa.int64())),
         rejects.set_column(0, rejects.schema.field(0), pa.array(refused, pa.int64())),
-        batch.received, batch.original,
+        batch.received, batch.original, batch.refused,
     )
 
 
@@ -199,6 +208,35 @@ def _is_object(payload: bytes) -> bool:
 def _in_order(batch: pa.RecordBatch) -> pa.RecordBatch:
     number = ROW_NUMBER if ROW_NUMBER in batch.schema.names else "row_number"
     return batch.take(pc.sort_indices(batch.column(number)))
+
+
+def _parse_stated(
+    payloads: Sequence[bytes], stated: AsStated, schema: ExtractorSchema, before: int
+) -> ParsedBatch:
+    """Records whose values are read as their source's own; fields that it did not have are those of JSON."""
+    declared = {field.source_name for field in schema.fields}
+    names = list(dict.fromkeys([*stated.types, *declared]))
+    records = jsonl.take_apart(_records(payloads), names)
+    values = dict(zip(names, records.values, strict=True))
+    parsed = np.array(records.positions, np.int64)
+    columns = [stated.column(field, values[field.source_name]) for field in schema.fields]
+    extra = json_objects({name: stated.texts(name, values[name]) for name in stated.types if name not in declared})
+    return assemble(
+        schema, columns, _with_others(extra, records.extras), parsed=parsed, received=len(payloads), before=before,
+        faults=[*records.faults, *check(schema, columns, parsed)],
+        payload=lambda rows: [payloads[row] for row in rows.tolist()],
+    )
+
+
+def _with_others(extra: pa.StringArray | None, others: Sequence[str | None]) -> pa.StringArray | None:
+    """Undeclared fields together with those that somebody put into an edited record."""
+    if not any(others):
+        return extra
+    texts: Sequence[str | None] = [None] * len(others) if extra is None else extra.to_pylist()
+    return pa.array([
+        json_texts.json_text({**json_texts.members(text or "{}"), **json_texts.members(other)}) if other else text
+        for text, other in zip(texts, others, strict=True)
+    ], pa.string())
 
 
 def _records(payloads: Sequence[bytes]) -> Records:
@@ -232,16 +270,16 @@ def _json_value(field: Field, value: str) -> Any:
         return value == "true"
     number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
     if number and re.fullmatch(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", value):
-        return jsonl.Number(value)
+        return json_texts.Number(value)
     return value  # of the wrong kind, and refused for it
 
 
 def _without_stamps(payload: bytes) -> bytes:
     """The raw row with its undeclared fields beside the declared ones, as the source had them."""
-    row = jsonl.strict_object(payload)
+    row = json_texts.strict_object(payload)
     extra = row.pop(EXTRA, None)
     found = {name: value for name, value in row.items() if value is not None}
-    return jsonl.json_text({**(json.loads(extra) if extra else {}), **found}).encode()
+    return json_texts.json_text({**(json.loads(extra) if extra else {}), **found}).encode()
 
 
 def _originals(

@@ -68,5 +68,6 @@ class ReadAhead:
         return self._ahead[1].result() if self._ahead is not None and self._ahead[0] == unit else None
 
     def _begin(self, unit: Unit, schema: ExtractorSchema) -> _Begun:
-        batches = self._connector.read(unit, schema)
-        return _Begun(self._connector.observed_schema(unit), list(islice(batches, 1)), batches)
+        observed = self._connector.observed_schema(unit)
+        batches = self._connector.read(unit, schema.named_as(observed.names))
+        return _Begun(observed, list(islice(batches, 1)), batches)

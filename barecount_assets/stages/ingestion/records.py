@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -32,6 +32,8 @@ class ChangedInReading(BareCountError):
 
 ROW_NUMBER = "_row_number"
 EXTRA = "_extra"
+JSON_TEXT = {b"logicalType": b"json"}
+"""Metadata of Arrow fields of texts that are JSON: tells them from other texts in a raw object."""
 
 REJECT_SCHEMA = pa.schema(
     [
@@ -61,6 +63,8 @@ class Field:
         default: what a missing or null value becomes, a Python value of the type; None: it stays null.
         time_zone: of an instant: the zone on whose clock times without an offset are read, None: they are refused. Of a
             timestamp or date: the zone on whose clock an instant is shown; None: UTC, and refused in text.
+        json: values of type string are JSON texts in one spelling: keys sorted, no blanks, numbers as written.
+        names: all names the source may have the field under, most usual first; empty: `source_name` alone.
     """
 
     name: str
@@ -70,6 +74,8 @@ class Field:
     format: str | None = None
     default: Any = None
     time_zone: str | None = None
+    json: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class ExtractorSchema:
     @cached_property
     def arrow(self) -> pa.Schema:
         """Schema of `ParsedBatch.rows`: the contract's fields, then `_row_number` int64 and `_extra` string."""
-        columns = [pa.field(f.name, f.type) for f in self.fields]
+        columns = [pa.field(f.name, f.type, metadata=JSON_TEXT if f.json else None) for f in self.fields]
         return pa.schema([*columns, pa.field(ROW_NUMBER, pa.int64()), pa.field(EXTRA, pa.string())])
 
     @cached_property
@@ -89,10 +95,22 @@ class ExtractorSchema:
         """SHA-256 (hex) over all that is said of the fields: changes when parsing could."""
         body = [
             [f.name, f.source_name, str(f.type), f.required, f.format, *([] if f.default is None else [str(f.default)]),
-             *([] if f.time_zone is None else [{"time_zone": f.time_zone}])]
+             *([] if f.time_zone is None else [{"time_zone": f.time_zone}]), *(["json"] if f.json else []),
+             *([list(f.names)] if f.names else [])]
             for f in self.fields
         ]
         return hashlib.sha256(json.dumps(body, separators=(",", ":")).encode()).hexdigest()
+
+
+    def named_as(self, names: Sequence[str]) -> ExtractorSchema:
+        """The schema for a unit whose fields have these names: a field goes by the first of its names that is there."""
+        if not any(field.names for field in self.fields):
+            return self
+        return ExtractorSchema(tuple(
+            replace(field, source_name=next((name for name in field.names if name in names), field.names[0]))
+            if field.names else field
+            for field in self.fields
+        ))
 
 
 @dataclass(frozen=True)
@@ -141,12 +159,14 @@ class ParsedBatch:
         received: records read from the source for this batch.
         original: given positions in `rows` (int64), the records as received (large_binary), for sources that
             have a textual record; None where the typed row is the record.
+        refused: (field, reason, records) of every fault of a field, also where it was not the first of its record.
     """
 
     rows: pa.RecordBatch
     rejects: pa.RecordBatch
     received: int
     original: Callable[[pa.Int64Array], pa.LargeBinaryArray] | None = None
+    refused: Sequence[tuple[str, str, int]] = ()
 
     def payload_of(self, positions: pa.Int64Array) -> pa.LargeBinaryArray:
         """The records at these positions of `rows`, whole: as received, else as one JSON object each."""

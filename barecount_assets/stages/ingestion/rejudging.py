@@ -140,17 +140,18 @@ def judge(
     Raises:
         BareCountError: store.corrupt.
     """
-    refused = 0
+    refused, seen = 0, observed(batch)
+    again, named = relanding.rereading_of(source, batch, seen), schema.named_as(seen.names)
     for rows in store.read(batch["object_key"]):
         if _has_fields(rows, schema):
             refused += _broken(rows, rules)
             continue
         # Its columns are not those of the contract any more.
-        parsed = relanding.accepted(rows, schema, batch)
+        parsed = relanding.accepted(rows, named, batch, again)
         refused += parsed.rejects.num_rows + _broken(parsed.rows, rules)
     accepted = sum(
         parsed.rows.num_rows - _broken(parsed.rows, rules)
-        for parsed in relanding.refused(store, batch, source, observed(batch), schema, decided_rows))
+        for parsed in relanding.refused(store, batch, source, seen, schema, decided_rows))
     return Moves(refused, accepted)
 
 

@@ -17,13 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from barecount_assets.stages.ingestion.connectors import jsonl, parquet
+from barecount_assets.stages.ingestion import json_texts
+from barecount_assets.stages.ingestion.connectors import parquet
 from barecount_assets.stages.ingestion.connectors.csv import CsvFormat
 from barecount_assets.stages.ingestion.connectors.files import file_format
 from barecount_assets.stages.ingestion.parsing import Column, assemble, check, json_objects, text_column
 from barecount_assets.stages.ingestion.payloads import CsvPayloads, JsonPayloads, MixedPayloads, renumbered
 from barecount_assets.stages.ingestion.records import (
     EXTRA,
+    JSON_TEXT,
     REJECT_SCHEMA,
     ROW_NUMBER,
     ExtractorSchema,
@@ -31,6 +33,7 @@ from barecount_assets.stages.ingestion.records import (
     ObservedSchema,
     ParsedBatch,
 )
+from barecount_assets.stages.ingestion.rereading import AsStated, Rereading, rereading
 from resources.governance.sources import FileSource
 
 if TYPE_CHECKING:
@@ -58,10 +61,17 @@ def read(
     Raises:
         BareCountError: store.corrupt.
     """
+    schema = schema.named_as(observed.names)
+    again = rereading_of(source, batch, observed)
     for rows in store.read(batch["object_key"]):
         if rows.num_rows:
-            yield accepted(rows, schema, batch)
+            yield accepted(rows, schema, batch, again)
     yield from refused(store, batch, source, observed, schema, decided)
+
+
+def rereading_of(source: AnySource, batch: Mapping[str, Any], observed: ObservedSchema) -> Rereading:
+    """How a batch's values are read again, by what is on record of its types."""
+    return rereading(source, observed.names, observed.types or batch["observed_types"])
 
 
 def refused(
@@ -71,7 +81,8 @@ def refused(
     """`read`, of the records in quarantine alone."""
     if batch["quarantine_key"] is None:
         return
-    reparse = _reparser(source, observed, schema, batch["source_id"].startswith(BY_COLUMN))
+    by_column, again = batch["source_id"].startswith(BY_COLUMN), rereading_of(source, batch, observed)
+    reparse = _reparser(source, observed, schema.named_as(observed.names), again, by_column)
     numbers = pa.array(sorted(decided), pa.int64())
     for rejects in store.read(batch["quarantine_key"]):
         stays = pc.is_in(rejects.column("row_number"), value_set=numbers)
@@ -85,14 +96,19 @@ def refused(
 # --- accepted rows ------------------------------------------------------------------------------------------
 
 
-def accepted(rows: pa.RecordBatch, schema: ExtractorSchema, batch: Mapping[str, Any]) -> ParsedBatch:
+def accepted(
+    rows: pa.RecordBatch, schema: ExtractorSchema, batch: Mapping[str, Any], again: Rereading
+) -> ParsedBatch:
     """Rows of a batch's raw object in the fields of `schema`."""
     by_column = batch["source_id"].startswith(BY_COLUMN)
-    originals = [{} if text is None else jsonl.members(text) for text in rows.column(EXTRA).to_pylist()]
+    originals = [{} if text is None else json_texts.members(text) for text in rows.column(EXTRA).to_pylist()]
     extras = [dict(members) for members in originals]
-    columns = [_column(field, rows, extras) for field in schema.fields]
+    columns = [_column(field, rows, extras, again) for field in schema.fields]
+    for own in extras:
+        for field in schema.fields:
+            own.pop(field.source_name, None)
     parsed = np.arange(rows.num_rows)
-    left = pa.array([jsonl.json_text(members) if members else None for members in extras], pa.string())
+    left = pa.array([json_texts.json_text(members) if members else None for members in extras], pa.string())
     read_again = assemble(
         schema, columns, left, parsed=parsed, received=rows.num_rows, before=0, faults=check(schema, columns, parsed),
         payload=lambda positions: _payloads(rows, originals, schema, positions, by_column),
@@ -100,25 +116,31 @@ def accepted(rows: pa.RecordBatch, schema: ExtractorSchema, batch: Mapping[str, 
     return renumbered(read_again, rows.column(ROW_NUMBER).to_numpy())
 
 
-def _column(field: Field, rows: pa.RecordBatch, extras: list[dict[str, Any]]) -> Column:
-    """A field from its column, if the batch has one, else from the undeclared values, which it takes away."""
-    if field.name in rows.schema.names:
+def _column(field: Field, rows: pa.RecordBatch, extras: list[dict[str, Any]], again: Rereading) -> Column:
+    """A field from its column, if the batch has one, else from the undeclared values."""
+    elsewhere = field.names and any(field.source_name in members for members in extras)  # by an alias made since
+    if field.name in rows.schema.names and not elsewhere:
         values = rows.column(field.name)
+        was_json = _is_json(rows.schema.field(field.name))
+        if was_json != field.json:
+            return again.column(field, _parsed(values, was_json))
         if values.type == field.type:
             return Column(values, None, str)
         cast = parquet.cast_exact(values, field.type, field.time_zone)
         if cast.null_count == values.null_count:
             return Column(cast, None, str)
         return text_column(replace(field, format=None), values.cast(pa.string()), len(values))
-    texts = pa.array([_text(members.pop(field.source_name, None)) for members in extras], pa.string())
-    return text_column(field, texts, len(texts))
+    return again.column(field, [members.get(field.source_name) for members in extras])
 
 
-def _text(value: Any) -> str | None:
-    """An undeclared value as a text format would have written it."""
-    if value is None or type(value) is str:
-        return value
-    return jsonl.json_text(value)
+def _is_json(field: pa.Field) -> bool:
+    return (field.metadata or {}).items() >= JSON_TEXT.items()
+
+
+def _parsed(values: pa.Array, are_json: bool) -> list[Any]:
+    """Values of a raw object as JSON values."""
+    texts = pc.fill_null(values, "null") if are_json else parquet.json_values(values)
+    return [json_texts.value_of(text) for text in texts.to_pylist()]
 
 
 def _payloads(
@@ -130,12 +152,13 @@ def _payloads(
     formats = {} if by_column else {field.name: field.format for field in schema.fields if field.format is not None}
     taken = rows.take(pa.array(positions))
     texts = json_objects({
-        names.get(name, name): parquet.json_values(_as_written(taken.column(name), formats.get(name)))
+        names.get(name, name): pc.fill_null(taken.column(name), "null") if _is_json(taken.schema.field(name))
+        else parquet.json_values(_as_written(taken.column(name), formats.get(name)))
         for name in taken.schema.names if name not in (ROW_NUMBER, EXTRA)
     })
     assert texts is not None
     return [
-        (f"{text[:-1]},{jsonl.json_text(extras[position])[1:]}" if extras[position] else text).encode()
+        (f"{text[:-1]},{json_texts.json_text(extras[position])[1:]}" if extras[position] else text).encode()
         for text, position in zip(texts.to_pylist(), positions.tolist(), strict=True)
     ]
 
@@ -169,10 +192,12 @@ def _as_they_are(rejects: pa.RecordBatch, schema: ExtractorSchema) -> ParsedBatc
     return ParsedBatch(nothing, rejects.cast(REJECT_SCHEMA), rejects.num_rows)
 
 
-def _reparser(source: AnySource, observed: ObservedSchema, schema: ExtractorSchema, by_column: bool) -> Reparse:
+def _reparser(
+    source: AnySource, observed: ObservedSchema, schema: ExtractorSchema, again: Rereading, by_column: bool
+) -> Reparse:
     """Parses payloads as records of the source's format; those of typed formats and of rows are JSON objects."""
     declared = file_format(source.format.model_dump()) if isinstance(source, FileSource) else None
-    objects = JsonPayloads(schema, by_column)
+    objects = JsonPayloads(schema, by_column, stated=again if isinstance(again, AsStated) else None)
     if by_column or not isinstance(declared, CsvFormat):
         return lambda payloads: iter([objects.parse(payloads, 0)])
     names = tuple(observed.names) or tuple(field.source_name for field in schema.fields)
@@ -217,7 +242,23 @@ def values_of(
     store: RawStore, batches: Sequence[Mapping[str, Any]], source: AnySource, observed: ObservedSchema, field: Field
 ) -> Iterator[pa.Array]:
     """One field of landed batches as text, in chunks, whatever its type was."""
-    schema = ExtractorSchema((field,))
+    in_text = isinstance(source, FileSource) and source.format.type == "csv"
+    schema = ExtractorSchema((replace(field, type=pa.string(), json=not in_text, format=None, required=False),))
     for batch in batches:
         for parsed in read(store, batch, source, observed, schema):
-            yield parsed.rows.column(field.name)
+            values = parsed.rows.column(field.name)
+            yield values if in_text else pa.array(map(_unquoted, values.to_pylist()), pa.string())
+
+
+def _unquoted(text: str | None) -> str | None:
+    """A JSON text as a text format would have written its value."""
+    return str(json_texts.value_of(text)) if text is not None and text.startswith('"') else text
+
+
+def holds(
+    store: RawStore, batches: Sequence[Mapping[str, Any]], source: AnySource, observed: ObservedSchema, field: Field
+) -> bool:
+    """Whether every value that landed batches have of a field is one of its type."""
+    schema = ExtractorSchema((replace(field, required=False),))
+    return not any(
+        parsed.refused for batch in batches for parsed in read(store, batch, source, observed, schema))

@@ -25,6 +25,7 @@ from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import dataset_rules, edited_records, relanding, sources
 from barecount_assets.stages.ingestion.payloads import CsvPayloads, JsonPayloads, MixedPayloads, PayloadReader
 from barecount_assets.stages.ingestion.records import ExtractorSchema, ObservedSchema, ParsedBatch, Unit, Window
+from barecount_assets.stages.ingestion.rereading import AsStated, rereading
 from barecount_assets.stages.ingestion.rules import ContractRules
 from barecount_assets.stages.ingestion.stage import Landing, split
 from barecount_assets.stages.quarantine_life import Decision
@@ -271,7 +272,9 @@ class _QuarantineConnector:
 
     def observed_schema(self, unit: Unit) -> ObservedSchema:
         """That of the batch that refused the records."""
-        return ObservedSchema(() if _is_by_column(self.group) else self.group.observed_names or ())
+        if _is_by_column(self.group) or not self.group.observed_names:
+            return ObservedSchema(())
+        return ObservedSchema(self.group.observed_names, self.group.observed_types)
 
     def read(self, unit: Unit, schema: ExtractorSchema) -> Iterator[ParsedBatch]:
         """The records, fixed, in the order their source had them."""
@@ -292,13 +295,16 @@ def reader_of(manifest: Pipeline, schema: ExtractorSchema, group: Group) -> Payl
     source = _source(manifest, group.dataset)
     if _is_by_column(group):
         return JsonPayloads(schema, by_column=True)
+    names, types = group.observed_names or (), group.observed_types
+    schema = schema.named_as(names)
     if source.connector != "files" or source.format.type != "csv":
-        return JsonPayloads(schema)
+        again = rereading(source, names, types)
+        return JsonPayloads(schema, stated=again if isinstance(again, AsStated) else None)
     from barecount_assets.stages.ingestion.connectors.files import file_format
 
     csv = file_format(source.format.model_dump())
-    names = group.observed_names if csv.header else tuple(f.source_name for f in schema.fields)
-    if names is None or not names:
+    names = names if csv.header else tuple(f.source_name for f in schema.fields)
+    if not names:
         raise BareCountError(
             ErrorCode.USAGE, f"the header of {group.source_id} is not on record: its batch landed before headers were",
             hint="deliver the records again in a file of their own, and discard these")

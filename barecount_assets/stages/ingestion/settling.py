@@ -32,7 +32,8 @@ class Due:
 def due(connection: psycopg.Connection, tenant_id: str, extraction: Contract, raw: Contract) -> list[Due]:
     """Batches of a dataset that can go on, in the order they landed.
 
-    An accepted drift, or an open one, is over when the contracts in force declare everything it was about.
+    An open drift is over when the contracts in force declare everything it was about. Batches of an accepted one are
+    read again in any case: what still differs then is asked, and waits for no decision that was made.
     """
     found = []
     for batch in drift_register.waiting(connection, tenant_id, raw.dataset):
@@ -42,7 +43,8 @@ def due(connection: psycopg.Connection, tenant_id: str, extraction: Contract, ra
             found.append(Due(batch, "conforming"))
         elif batch.drift.status == "held":
             found.append(Due(batch, "kept_out"))
-        elif not any(still_blocking(change, extraction, raw) for change in batch.drift.blocking):
+        elif batch.drift.status != "open" or not any(
+                still_blocking(change, extraction, raw) for change in batch.drift.blocking):
             found.append(Due(batch, "relanded"))
     return found
 

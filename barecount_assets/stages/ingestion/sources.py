@@ -31,6 +31,7 @@ _ARROW_TYPES = {
     "timestamptz": pa.timestamp("us", "UTC"),
     "boolean": pa.bool_(),
     "double precision": pa.float64(),
+    "json": pa.string(),
 }
 
 
@@ -51,6 +52,8 @@ def extractor_schema(contract: Contract, time_zone: str) -> ExtractorSchema:
                 format=column.strptime_format,
                 default=column.default,
                 time_zone=_clock(column, time_zone),
+                json=column.is_json,
+                names=(column.source_name, *column.aliases) if column.aliases else (),
             )
             for column in contract.columns
         )

@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from resources.governance.sources import AnySource
     from resources.host.tenants import RawClass
 
-_NOT_IN_EVIDENCE = {"batch_id", "is_current", "run_token", "observed_names", "replay_of", "supersedes"}
+_NOT_IN_EVIDENCE = {"batch_id", "is_current", "run_token", "observed_names", "replay_of", "supersedes",
+                    "observed_types"}
 _QUEUE_BATCHES = 2
 _READINGS = 3  # of one unit, whose source changes while it is read
 
@@ -178,9 +179,10 @@ class Landing:
                 return self._recognise(connection, unit, known)
         for reading in range(1, _READINGS + 1):
             observed = self._connector.observed_schema(unit)
+            schema = self._schema.named_as(observed.names)
             try:
                 with unavailable_as_error():
-                    return self._copy(connection, unit, observed, self._connector.read(unit, self._schema))
+                    return self._copy(connection, unit, observed, self._connector.read(unit, schema))
             except ChangedInReading:  # nothing of it has landed
                 if reading == _READINGS:
                     raise
@@ -313,6 +315,8 @@ class Landing:
             "partition_date": unit.partition_date and unit.partition_date.isoformat(),
             "contracts": [self._extraction.hash, self._raw.hash],
         }
+        if supersedes is not None:
+            identity["read_again"] = supersedes.drift.fingerprint  # contracts may be the same: what reads is newer
         expired = self._expired(connection, unit, unit.sha256) if unit.sha256 else []
         if expired:
             identity["expired_before"] = len(expired)  # its object has a name of its own: the old one's is deleted
@@ -400,6 +404,8 @@ class Landing:
             "run_token": token,
             "supersedes": judged.batch["batch_id"] if judged else supersedes.batch_id if supersedes else expired,
             "observed_names": list(observed.names),
+            "observed_types": list(observed.types) if observed.types else judged.batch["observed_types"] if judged
+            else None,
             "replay_of": unit.options.get("replay_of"), "delivery_order": order,
         }
         subject = f"{self._raw.dataset}/{unit.source_id}"
@@ -524,7 +530,7 @@ class _Feed:
 
     def _split(self, batch: ParsedBatch) -> pa.RecordBatch:
         self.received += batch.received
-        self.observer.batch(batch.received, batch.rejects)
+        self.observer.batch(batch)
         rows, broken = split(batch, self._rules, self.observer)
         self._quarantine.write(batch.rejects)
         if broken is not None:
@@ -751,13 +757,13 @@ insert into platform.raw_batch (
     batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
     accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
     extraction_version, contract_version, contract_hash, software_version, drift, supersedes, run_token, observed_names,
-    replay_of, delivery_order, evidence_seq)
+    observed_types, replay_of, delivery_order, evidence_seq)
 overriding system value
 select
     batch_id, tenant_id, pipeline, dataset, source_id, partition_date, load_date, is_current, content_sha256, received,
     accepted, quarantined, object_key, object_sha256, object_bytes, quarantine_key, quarantine_sha256, schema_hash,
     extraction_version, contract_version, contract_hash, software_version, nullif(drift, 'null'::jsonb), supersedes,
-    run_token, observed_names, replay_of, delivery_order, evidence_seq
+    run_token, observed_names, nullif(observed_types, 'null'::jsonb), replay_of, delivery_order, evidence_seq
 from jsonb_populate_record(null::platform.raw_batch, $1::text::jsonb)
 """
 _SUPERSEDE = """

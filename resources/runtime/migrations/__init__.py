@@ -1,11 +1,13 @@
 """The platform schema under Alembic. One numbered `.sql` file per version, run by a thin revision beside it.
 
-Alembic is imported only when there is something to apply: comparing the stamped version with the newest file
-name costs one query.
+Alembic is imported only when there is something to apply: comparing the stamped version with the chain of files
+costs one query.
 """
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from pathlib import Path
 
 import psycopg
@@ -16,9 +18,24 @@ _HERE = Path(__file__).parent
 _LOCK_KEY = 7_251_108_311  # any fixed number: two commands must not migrate at once
 
 
+@lru_cache(maxsize=1)
+def versions() -> tuple[str, ...]:
+    """Every version, in the order in which they follow each other, which need not be that of their numbers."""
+    follows = {}
+    for path in (_HERE / "versions").glob("*.py"):
+        own, before = (re.search(rf"^{name} = (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+                       for name in ("revision", "down_revision"))
+        assert own is not None and before is not None, path
+        follows[before[1].strip('"')] = own[1].strip('"')
+    chain = [follows["None"]]
+    while chain[-1] in follows:
+        chain.append(follows[chain[-1]])
+    return tuple(chain)
+
+
 def head() -> str:
-    """Newest version: the largest number among the SQL files."""
-    return max(path.stem.partition("_")[0] for path in (_HERE / "sql").glob("*.sql"))
+    """Newest version."""
+    return versions()[-1]
 
 
 def current(connection: psycopg.Connection) -> str | None:
@@ -52,7 +69,7 @@ def upgrade(admin_url: str) -> bool:
         found = current(connection)
         if found == head():
             return False
-        if found is not None and found > head():
+        if found is not None and found not in versions():
             raise BareCountError(
                 ErrorCode.DATABASE_MIGRATION,
                 f"the platform schema is at version {found}, newer than this software's {head()}",

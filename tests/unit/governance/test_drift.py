@@ -153,7 +153,9 @@ def test_observed_schemas_and_changes_survive_json() -> None:
         ("bool", "boolean", "boolean"),
         ("timestamp[us]", "timestamp", "timestamp"), ("date32[day]", "date", "date"), ("large_string", "text", "text"),
         ("VARCHAR(20)", "text", "text"), ("JSON string", "string", None), ("JSON number", "number", "numeric(38,9)"),
-        ("list<item: int64>", "other", None), ("bytea", "other", None), ("interval", "other", None),
+        ("list<item: int64>", "nested", "json"), ("jsonb", "nested", "json"), ("_text", "nested", "json"),
+        ("JSON object", "nested", "json"), ("null", "null", None), ("daterange", "other", None),
+        ("inet", "other", None), ("bytea", "other", None), ("interval", "other", None),
     ],
 )
 def test_types_are_known_in_the_words_of_every_source(name: str, kind: str, contract: str | None) -> None:

@@ -134,12 +134,13 @@ class CsvFormat:
         parsed = np.flatnonzero(sound)
         texts = dict(zip(names, self._columns(records.select(sound), len(names)), strict=True))
         columns = [
-            text_column(field, texts.pop(field.source_name, None), len(parsed)) for field in schema.fields
+            text_column(field, texts.get(field.source_name), len(parsed)) for field in schema.fields
         ]
+        declared = {field.source_name for field in schema.fields}
         return assemble(
             schema,
             columns,
-            json_objects({name: json_strings(text) for name, text in texts.items()}),
+            json_objects({name: json_strings(text) for name, text in texts.items() if name not in declared}),
             parsed=parsed,
             received=len(records),
             before=before,

@@ -2,16 +2,14 @@
 
 RFC 8259 without the usual leniencies: UTF-8 only, no NaN or Infinity, no key twice in an object (which of
 the two values was meant, nobody can say). A string is not a number, a number not a string, 1 not true, and
-an object or array fits no field. Numbers never pass through binary floating point: `1.10` reaches a
-numeric(18,2) and `_extra` as `1.10`. Undeclared keys go to `_extra`, with keys sorted.
+an object or array fits no field but one of JSON, which takes any value. Numbers never pass through binary
+floating point: `1.10` reaches a numeric(18,2) and `_extra` as `1.10`. Undeclared keys go to `_extra`, with
+keys sorted.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from barecount_assets.stages.ingestion.json_texts import (
+    KIND_NAMES,
+    Number,
+    Refused,
+    described,
+    json_text,
+    strict_object,
+)
 from barecount_assets.stages.ingestion.parsing import (
     BLOCK_BYTES,
     ByteStream,
@@ -28,16 +34,12 @@ from barecount_assets.stages.ingestion.parsing import (
     assemble,
     check,
     parse_text,
-    shown,
     split_records,
 )
 from barecount_assets.stages.ingestion.records import ExtractorSchema, Field, ObservedSchema, ParsedBatch
 
 BATCH_RECORDS = 64 * 1024
 """Most records in one batch: parsed JSON takes several times its size on the line."""
-
-MAX_DEPTH = 100
-"""Most levels of objects and arrays: what is accepted must not depend on how deep the interpreter can go."""
 
 _OBSERVED_RECORDS = 1000
 _OBSERVED_BYTES = 1 << 20
@@ -55,7 +57,7 @@ class JsonlFormat:
             for line in records.take(np.arange(len(records))):
                 with suppress(Refused):  # reported when it is read
                     for name, value in strict_object(line).items():
-                        kinds.setdefault(name, set()).update(() if value is None else (_KIND_NAMES[type(value)],))
+                        kinds.setdefault(name, set()).update(() if value is None else (KIND_NAMES[type(value)],))
                     sampled += 1
             break
         types = tuple("|".join(f"JSON {kind}" for kind in sorted(found)) or "JSON null" for found in kinds.values())
@@ -77,53 +79,6 @@ class JsonlFormat:
                 before += len(records)
 
 
-class Number(str):
-    """A JSON number, as written."""
-
-    __slots__ = ()
-
-
-_KIND_NAMES: dict[type, str] = {str: "string", Number: "number", bool: "boolean", dict: "object", list: "array"}
-
-
-def json_text(value: Any) -> str:
-    """A parsed value as JSON text, keys sorted, numbers as they were written."""
-    kind = type(value)
-    if kind is str:
-        return json.dumps(value, ensure_ascii=False)
-    if kind is Number:
-        return str.__str__(value)
-    if kind is dict:
-        return f"{{{','.join(f'{json_text(key)}:{json_text(value[key])}' for key in sorted(value))}}}"
-    if kind is list:
-        return f"[{','.join(map(json_text, value))}]"
-    return json.dumps(value)  # true, false, null
-
-
-def members(text: str) -> dict[str, Any]:
-    """The members of a valid JSON object, numbers as they were written."""
-    return _decode(text)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {shown(key)} twice in one object")
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name}, which is no JSON number")
-
-
-_decode: Callable[[str], Any] = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=Number, parse_float=Number, parse_constant=_refuse_constant
-).decode
-
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # half of a pair, or with its other half a character
-
-
 def _blank(lines: Records) -> np.ndarray:
     """Mask of the lines that hold JSON whitespace only."""
     blank = np.zeros(len(lines), bool)
@@ -133,7 +88,7 @@ def _blank(lines: Records) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Parsed:
+class TakenApart:
     """The objects of a block of lines, taken apart at once: keeping them would cost memory and collections.
 
     Attributes:
@@ -149,9 +104,10 @@ class _Parsed:
     faults: list[Fault]
 
 
-def _parse(lines: Records, names: Sequence[str]) -> _Parsed:
+def take_apart(lines: Records, names: Sequence[str]) -> TakenApart:
+    """The objects of a block of lines by member; `names` are those that are told apart from the others."""
     declared = set(names)
-    parsed = _Parsed([[] for _ in names], [], [], [])
+    parsed = TakenApart([[] for _ in names], [], [], [])
     sinks = [(name, values.append) for name, values in zip(names, parsed.values, strict=True)]
     for position in range(len(lines)):
         try:
@@ -170,48 +126,11 @@ def _parse(lines: Records, names: Sequence[str]) -> _Parsed:
     return parsed
 
 
-class Refused(ValueError):
-    """Reason and message of a line that is no strict object."""
-
-
-def strict_object(line: bytes) -> dict[str, Any]:
-    if b"\0" in line:
-        raise Refused("nul_byte", "found a NUL byte, allowed are characters")
-    try:
-        value = _decode(line.decode())
-        if line.count(b"{") + line.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-            raise RecursionError
-        if _SURROGATE.search(line):
-            json_text(value).encode()
-    except UnicodeDecodeError:
-        raise Refused("bad_encoding", "found bytes that are not utf-8") from None
-    except UnicodeEncodeError:
-        raise Refused("bad_encoding", "found half of a surrogate pair, which is no character") from None
-    except RecursionError:
-        raise Refused(
-            "malformed", f"found more than {MAX_DEPTH} levels of nesting, the most allowed"
-        ) from None
-    except ValueError as error:
-        raise Refused("malformed", f"found {error}, allowed one strict JSON object per line") from None
-    if type(value) is not dict:
-        raise Refused("not_an_object", f"found {_found(value)}, allowed one JSON object per line")
-    return value
-
-
-def _depth(value: Any) -> int:
-    """Levels of objects and arrays, counted without recursion."""
-    depth, level = 0, [value]
-    while level := [inner for inner in level if type(inner) in (dict, list)]:
-        depth += 1
-        level = [child for inner in level for child in (inner.values() if type(inner) is dict else inner)]
-    return depth
-
-
 def parse(lines: Records, schema: ExtractorSchema, before: int) -> ParsedBatch:
     """Lines, none of them blank, as records of the schema; `before` records of the unit came earlier."""
-    records = _parse(lines, [field.source_name for field in schema.fields])
+    records = take_apart(lines, [field.source_name for field in schema.fields])
     parsed = np.array(records.positions, np.int64)
-    columns = [_column(field, values) for field, values in zip(schema.fields, records.values, strict=True)]
+    columns = [typed_column(field, values) for field, values in zip(schema.fields, records.values, strict=True)]
     return assemble(
         schema,
         columns,
@@ -224,8 +143,14 @@ def parse(lines: Records, schema: ExtractorSchema, before: int) -> ParsedBatch:
     )
 
 
-def _column(field: Field, values: list[Any]) -> Column:
-    """One field of all objects: values of another JSON kind are wrong before they are parsed."""
+def typed_column(field: Field, values: list[Any]) -> Column:
+    """One field of all objects: values of another JSON kind are wrong before they are parsed.
+
+    A field of JSON takes every value as it is.
+    """
+    if field.json:
+        texts = [None if value is None else json_text(value) for value in values]
+        return Column(pa.array(texts, pa.string()), None, lambda index: described(values[index]))
     kind = _kind(field.type)
     texts = values
     if not set(map(type, values)) <= {kind, type(None)}:
@@ -238,7 +163,7 @@ def _column(field: Field, values: list[Any]) -> Column:
     if typed.null_count != values.count(None):
         there = np.fromiter((value is not None for value in values), bool, len(values))
         wrong = there & typed.is_null().to_numpy(zero_copy_only=False)
-    return Column(typed, wrong, lambda index: _found(values[index]))
+    return Column(typed, wrong, lambda index: described(values[index]))
 
 
 def _kind(type_: pa.DataType) -> type:
@@ -247,11 +172,3 @@ def _kind(type_: pa.DataType) -> type:
         return bool
     numeric = pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
     return Number if numeric else str
-
-
-def _found(value: Any) -> str:
-    if type(value) is dict:
-        return "an object"
-    if type(value) is list:
-        return "an array"
-    return shown(value) if type(value) is str else shown(json_text(value))[1:-1]

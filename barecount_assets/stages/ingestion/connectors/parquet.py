@@ -4,18 +4,20 @@ A value is accepted when the contract's type holds it exactly: wider integers an
 ones if the value fits, a timestamp if it has no finer part than microseconds. One with a zone is an instant;
 where the contract has a timestamp without, or a date, it is what the field's zone shows then. Only the step
 from decimal or integer to double precision takes the nearest double, as text would. A float never becomes a
-decimal, nor a string a number. Columns are matched by name in any order; what the contract does not know goes
-to `_extra`.
+decimal, nor a string a number, nor a number a text: whether 7 is the code 007, nobody can say. Times of day,
+durations and UUIDs, for which contracts have no type, are texts. Structs, lists and maps are JSON, and so may
+be anything else. Columns are matched by name in any order; what the contract does not know goes to `_extra`.
+
+A refused row is kept as one JSON object. Read again under other contracts, its values first become what the
+file said they are, and then meet the contract as the file's own do (`column_again`).
 """
 
 from __future__ import annotations
 
-import base64
 import decimal
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 
 from barecount_assets.stages.ingestion import clocks
 from barecount_assets.stages.ingestion.clocks import INSTANT, WALL
+from barecount_assets.stages.ingestion.json_texts import Number, canonical, json_text
 from barecount_assets.stages.ingestion.parsing import (
     BATCH_ROWS,
     VALID_UTF8,
@@ -32,6 +35,7 @@ from barecount_assets.stages.ingestion.parsing import (
     check,
     json_objects,
     json_strings,
+    parse_text,
     refuse_names,
     shown,
 )
@@ -131,7 +135,8 @@ def _rows_per_batch(parquet: pq.ParquetFile, most: int) -> int:
 
 def _parse(batch: pa.RecordBatch, schema: ExtractorSchema, before: int) -> ParsedBatch:
     found = dict(zip(batch.schema.names, map(_plain, batch.columns), strict=True))
-    columns = [_column(field, found.get(field.source_name), batch.num_rows) for field in schema.fields]
+    nothing = pa.nulls(batch.num_rows)
+    columns = [typed_column(field, found.get(field.source_name, nothing)) for field in schema.fields]
     declared = {field.source_name for field in schema.fields}
     parsed = np.arange(batch.num_rows)
     return assemble(
@@ -159,6 +164,9 @@ def _plain(values: pa.Array) -> pa.Array:
         return _plain(values.dictionary_decode())
     if pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return values.cast(pa.string())
+    if isinstance(type_, pa.UuidType):
+        digits = _encoded(values.storage, "hex")
+        return pc.replace_substring_regex(digits, r"\A(.{8})(.{4})(.{4})(.{4})(.{12})\z", r"\1-\2-\3-\4-\5")
     if pa.types.is_timestamp(type_) and type_.tz:  # instants are stored in UTC whatever the zone
         return values.cast(pa.timestamp(type_.unit, "UTC"))
     return values
@@ -176,32 +184,192 @@ def json_values(values: pa.Array) -> pa.StringArray:
     if pa.types.is_floating(type_):
         text = values.cast(pa.string())
         return pc.if_else(pc.fill_null(pc.is_finite(values), False), text, json_strings(text))
-    return pa.array(
-        [json.dumps(value, default=_json_default, sort_keys=True) for value in values.to_pylist()],
-        pa.string(),
-    )
+    if isinstance(type_, pa.JsonType):
+        return pc.fill_null(values.storage.cast(pa.string()), "null")
+    if pa.types.is_struct(type_):
+        fields = {type_.field(index).name: json_values(_plain(child)) for index, child in enumerate(values.flatten())}
+        return _or_null(values, json_objects(fields) or pa.array(["{}"] * len(values)))
+    if pa.types.is_map(type_):
+        return _map_values(values)
+    if pa.types.is_fixed_size_list(type_):
+        return json_values(values.cast(pa.list_(type_.value_type)))
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        return _list_values(values)
+    if is_bytes(type_):
+        return json_strings(_encoded(values, "base64"))
+    return json_strings(_as_text(values))
 
 
-def _json_default(value: Any) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+def _list_values(values: pa.Array) -> pa.StringArray:
+    elements = json_values(_plain(values.flatten()))
+    counts = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
+    offsets = pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32())
+    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, elements), ",")
+    return _or_null(values, pc.binary_join_element_wise("[", joined, "]", ""))
+
+
+def _map_values(values: pa.MapArray) -> pa.StringArray:
+    """Maps as JSON objects; a key that comes twice counts as it comes last, as Parquet says."""
+    names, items = _as_text(_plain(values.keys)).to_pylist(), json_values(_plain(values.items)).to_pylist()
+    bounds = values.offsets.to_pylist()
+    texts = []
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        own = dict(zip(names[start:stop], items[start:stop], strict=True))
+        texts.append(f"{{{','.join(f'{json_text(name)}:{own[name]}' for name in sorted(own))}}}")
+    return _or_null(values, pa.array(texts, pa.string()))
+
+
+def _or_null(values: pa.Array, texts: pa.StringArray) -> pa.StringArray:
+    return pc.if_else(values.is_valid(), texts, "null") if values.null_count else texts
+
+
+def _as_text(values: pa.Array) -> pa.StringArray:
+    """Scalars as Arrow writes them; what it does not write, as Python does."""
+    try:
+        return values.cast(pa.string())
+    except pa.ArrowNotImplementedError:
+        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
+
+
+def is_bytes(type_: pa.DataType) -> bool:
+    """Whether values are bytes that are not said to be text."""
+    types = pa.types
+    return types.is_binary(type_) or types.is_large_binary(type_) or types.is_fixed_size_binary(type_) or (
+        types.is_binary_view(type_))
+
+
+def _encoded(values: pa.Array, encoding: str) -> pa.StringArray:
+    import polars as pl
+
+    series = pl.from_arrow(values.cast(pa.large_binary()))
+    assert isinstance(series, pl.Series)
+    return series.bin.encode(encoding).to_arrow().cast(pa.string())
+
+
+# Rows read again ----------------------------------------------------------------------------------------
+
+
+def column_again(field: Field, values: Sequence[object], type_name: str) -> Column:
+    """A field of rows that were kept as JSON: its values, typed as the file said, held against the field."""
+    array, wrong = typed(values, type_name)
+    if field.json and _WRITTEN.match(type_name):
+        texts = pc.if_else(array.is_valid(), json_strings(array), pa.scalar(None, pa.string()))
+        return Column(texts, wrong, lambda index: shown(texts[index].as_py()))
+    return typed_column(field, array, wrong)
+
+
+def json_again(values: Sequence[object], type_name: str) -> pa.StringArray:
+    """The JSON texts of values that were kept as JSON, as reading the file writes them."""
+    return json_values(typed(values, type_name)[0])
+
+
+def typed(values: Sequence[object], type_name: str) -> tuple[pa.Array, np.ndarray | None]:
+    """JSON values as an array of a type that Parquet states, and which of them are none of it (None: all are).
+
+    A type without a spelling of its own in JSON (nested ones) stays JSON.
+    """
+    type_ = _type_of(type_name)
+    if type_ is None:
+        texts = pa.array([None if value is None else json_text(value) for value in values], pa.string())
+        return pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts), None
+    texts = [_spelled(value, type_) for value in values]
+    try:
+        result = _of_texts(pa.array(texts, pa.string()), type_)
+    except pa.ArrowInvalid:  # an edited record: each value by itself
+        result = pa.concat_arrays([_of_one(text, type_) for text in texts])
+    if result.null_count == values.count(None):
+        return result, None
+    there = np.fromiter((value is not None for value in values), bool, len(values))
+    return result, there & result.is_null().to_numpy(zero_copy_only=False)
+
+
+def _spelled(value: object, type_: pa.DataType) -> str | None:
+    """A JSON value as text, None where it is of another kind than the type has."""
+    if type(value) is bool:
+        return ("true" if value else "false") if pa.types.is_boolean(type_) else None
+    number = pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
+    if type(value) is Number:
+        return str.__str__(value) if number else None
+    if type(value) is str and not pa.types.is_boolean(type_):
+        return value if not number or value in _NOT_FINITE and pa.types.is_floating(type_) else None
+    return None
+
+
+_NOT_FINITE = ("nan", "inf", "-inf", "NaN", "Infinity", "-Infinity")
+
+
+def _of_one(text: str | None, type_: pa.DataType) -> pa.Array:
+    try:
+        return _of_texts(pa.array([text], pa.string()), type_)
+    except pa.ArrowInvalid:
+        return pa.nulls(1, type_)
+
+
+def _of_texts(texts: pa.StringArray, type_: pa.DataType) -> pa.Array:
+    if is_bytes(type_):
+        import polars as pl
+
+        series = pl.from_arrow(texts)
+        assert isinstance(series, pl.Series)
+        return series.str.decode("base64", strict=False).to_arrow().cast(pa.large_binary())
+    return texts.cast(type_)
+
+
+_WRITTEN = re.compile(r"time(32|64)\[|duration\[|month_day_nano")
+_WRAPPED = re.compile(r"dictionary<values=(.*), indices=.*>\Z")
+_DECIMAL = re.compile(r"decimal(?:128|256)?\((\d+), (-?\d+)\)\Z")
+_TIME = re.compile(r"timestamp\[(s|ms|us|ns)(, tz=.*)?\]\Z")
+_SCALARS = {
+    str(type_): type_ for type_ in (
+        pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(), pa.float32(),
+        pa.float64(), pa.bool_(), pa.date32(), pa.date64(), pa.string(), pa.binary(), pa.large_binary())
+} | {"large_string": pa.string(), "string_view": pa.string(), "halffloat": pa.float32(), "null": pa.string()}
+
+
+def _type_of(name: str) -> pa.DataType | None:
+    """The type whose values `_plain` makes of a stated one; None for types that JSON carries as they are."""
+    wrapped = _WRAPPED.match(name)
+    if wrapped:
+        return _type_of(wrapped[1])
+    number, time = _DECIMAL.match(name), _TIME.match(name)
+    if number:
+        precision, scale = int(number[1]), int(number[2])
+        return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
+    if time:
+        return pa.timestamp(time[1], "UTC" if time[2] else None)
+    if name.startswith("fixed_size_binary["):
+        return pa.binary()
+    return _SCALARS.get(name, pa.string() if _WRITTEN.match(name) or name.startswith("extension<arrow.uuid") else None)
 
 
 # Types --------------------------------------------------------------------------------------------------
 
 
-def _column(field: Field, values: pa.Array | None, length: int) -> Column:
-    if values is None:
-        return Column(pa.nulls(length, field.type), None, str)
-    cast = cast_exact(values, field.type, field.time_zone)
-    wrong = None
+def typed_column(field: Field, values: pa.Array, wrong: np.ndarray | None = None) -> Column:
+    """A field from typed values; `wrong` are those that were none of their own type."""
+    cast = _as_json(values) if field.json else cast_exact(values, field.type, field.time_zone)
     if cast.null_count != values.null_count:
-        wrong = pc.and_(values.is_valid(), cast.is_null()).to_numpy(zero_copy_only=False)
+        unfit = pc.and_(values.is_valid(), cast.is_null()).to_numpy(zero_copy_only=False)
+        wrong = unfit if wrong is None else wrong | unfit
 
     def found(index: int) -> str:
         text = json_values(values.slice(index, 1))[0].as_py()
-        return f"{values.type} {shown(text.strip(chr(34)))}"
+        return f"{_short(values.type)} {shown(text.strip(chr(34)))}"
 
     return Column(cast, wrong, found)
+
+
+def _short(type_: pa.DataType) -> str:
+    return re.sub(r"<.*", "", str(type_))
+
+
+def _as_json(values: pa.Array) -> pa.StringArray:
+    """Any values as JSON texts: a text is one already, or is wrong; null where there is none."""
+    if pa.types.is_string(values.type):
+        return parse_text(Field("", "", pa.string(), json=True), values)
+    if isinstance(values.type, pa.JsonType):
+        return pa.array([canonical(text) for text in values.storage.to_pylist()], pa.string())
+    return pc.if_else(values.is_valid(), json_values(values), pa.scalar(None, pa.string()))
 
 
 def cast_exact(values: pa.Array, type_: pa.DataType, time_zone: str | None = None) -> pa.Array:
@@ -213,8 +381,16 @@ def cast_exact(values: pa.Array, type_: pa.DataType, time_zone: str | None = Non
     given_number = types.is_integer(given) or (types.is_decimal(given) and not types.is_decimal256(given))
     if given == type_:
         return values
-    if types.is_string(type_) and (types.is_binary(given) or types.is_large_binary(given)):
-        return _only(values, pc.match_substring_regex(values, VALID_UTF8)).cast(type_)
+    if types.is_null(given):
+        return pa.nulls(len(values), type_)
+    if types.is_string(type_) and is_bytes(given):
+        texts = values.cast(pa.large_binary())
+        return _only(texts, pc.match_substring_regex(texts, VALID_UTF8)).cast(type_)
+    if types.is_string(type_) and (types.is_time(given) or types.is_duration(given) or types.is_interval(given)):
+        return _as_text(values)
+    if types.is_decimal256(given) and (types.is_decimal(type_) or types.is_integer(type_) or types.is_floating(type_)):
+        plain = pc.replace_substring_regex(values.cast(pa.string()), r"\A(-?[0-9]+)\.0*\z", r"\1")
+        return parse_text(Field("", "", type_), pc.replace_substring_regex(plain, r"(\.[0-9]*[1-9])0+\z", r"\1"))
     if types.is_floating(type_) and (given_number or types.is_floating(given)):
         return values.cast(type_, safe=False)
     if types.is_integer(type_) and types.is_floating(given):
@@ -242,9 +418,6 @@ def _float_to_integer(values: pa.Array, type_: pa.DataType) -> pa.Array:
     whole = pc.and_(pc.is_finite(values), pc.equal(pc.trunc(values), values))
     fits = pc.and_(whole, pc.and_(pc.greater_equal(values, -bound), pc.less(values, bound)))
     return _only(values, fits).cast(type_, safe=False)
-
-
-_FRAME = pa.decimal256(76, 38)  # holds every integer and every decimal of 38 digits exactly
 
 
 def _exact_number(values: pa.Array, type_: pa.DataType) -> pa.Array:

@@ -35,6 +35,7 @@ from psycopg import sql
 from barecount_assets.stages.ingestion.clocks import INSTANT, WALL, walls_of
 from barecount_assets.stages.ingestion.connectors.parquet import cast_exact
 from barecount_assets.stages.ingestion.connectors.references import Lookup, References
+from barecount_assets.stages.ingestion.json_texts import Number, json_text
 from barecount_assets.stages.ingestion.parsing import (
     Column,
     assemble,
@@ -308,6 +309,61 @@ def _json_object(members: Iterable[tuple[str, str]]) -> bytes:
     return f"{{{','.join(texts)}}}".encode()
 
 
+def is_nested(type_name: str) -> bool:
+    """Whether a type of a database holds objects or arrays: `jsonb`, `_int4`, `JSON`, `VARCHAR[]`."""
+    return bool(re.match(r"_|jsonb?\Z|array\b|.*\[\]\Z", type_name, re.IGNORECASE))
+
+
+def column_again(field: Field, values: Sequence[Any], type_name: str) -> Column:
+    """A field of rows that were kept as JSON, judged as the source's own rows are: by the text of each value.
+
+    Args:
+        values: JSON values as `json_texts` parses them.
+        type_name: the source's type of the column; empty where the database does not tell.
+    """
+    if field.json:
+        texts = [value if type(value) is str and not _is_scalar(type_name) else _json_or_none(value)
+                 for value in values]
+        return text_column(field, pa.array(texts, pa.string()), len(values))
+    texts = pa.array([_written(value, field.type, type_name) for value in values], pa.string())
+    if field.format is None or _is_scalar(type_name):
+        return text_column(replace(field, format=None), texts, len(values))
+    own, typed = text_column(field, texts, len(values)), text_column(replace(field, format=None), texts, len(values))
+    both = None if own.wrong is None or typed.wrong is None else own.wrong & typed.wrong
+    return Column(pc.coalesce(own.values, typed.values), both, own.found)
+
+
+def json_again(values: Sequence[Any], type_name: str) -> pa.StringArray:
+    """The JSON texts of values that were kept as JSON."""
+    return pa.array([json_text(value) for value in values], pa.string())
+
+
+def _is_scalar(type_name: str) -> bool:
+    """Whether a text of a column is a value and not the text of JSON, by PostgreSQL's name of the column's type.
+
+    Text columns hold either, and other drivers (whose types are in capitals) give JSON as text.
+    """
+    return type_name != type_name.upper() and type_name not in _TEXTS and not is_nested(type_name)
+
+
+def _json_or_none(value: Any) -> str | None:
+    return None if value is None else json_text(value)
+
+
+def _written(value: Any, type_: pa.DataType, type_name: str) -> str | None:
+    """A JSON value as the text that reading its source would have judged."""
+    if value is None or type(value) is str and type_ not in (_DATE, WALL):
+        return value
+    if type(value) is str:
+        if type_ == _DATE:  # of a text both would be no value of the type
+            return re.sub(r"[ T]00:00:00\Z", "", value) if re.match("(?i)timestamp|datetime", type_name) else value
+        return f"{value} 00:00:00" if type_name.lower() == "date" and " " not in value else value
+    if type(value) is Number and type_ != pa.string():
+        plain = str.__str__(value) if type_name in _NUMBERS else format(Decimal(str.__str__(value)), "f")
+        return _trimmed(pa.array([plain], pa.string()))[0].as_py()
+    return json_text(value)
+
+
 # --- PostgreSQL, through ADBC -------------------------------------------------------------------------------
 
 _PRIMARY_KEY = """
@@ -486,6 +542,10 @@ class _Carrier:
         return self.field is not None and self.column.type in _IN_ARROW.get(self.field.type, ())
 
     @property
+    def _nested(self) -> bool:
+        return is_nested(self.column.type or "")
+
+    @property
     def _instant(self) -> str | None:
         return _INSTANTS.get((self.field.type, self.column.type)) if self.field else None
 
@@ -494,6 +554,10 @@ class _Carrier:
         name = _of_source(self.column.name)
         if self.field is None:
             return [sql.SQL("coalesce(to_json({})::text, 'null')").format(name)]
+        if self.field.json:
+            return [name if self.column.type in _TEXTS else sql.SQL("to_json({})::text").format(name)]
+        if self._nested:  # the second term is for a refused row: from an array's own text no JSON can be made
+            return [sql.SQL("{}::text").format(name), sql.SQL("to_json({})::text").format(name)]
         if self._instant:
             known = sql.SQL("{} >= '0001-01-01' and {} < '10000-01-01'").format(name, name)
             carried = sql.SQL(self._instant).format(column=name)
@@ -520,7 +584,7 @@ class _Carrier:
             return Column(cast, wrong.to_numpy(zero_copy_only=False), lambda index: shown(self._said(arrays, index)))
         if self._in_arrow:
             return Column(values.cast(field.type), None, str)
-        if field.type != pa.string():
+        if field.type != pa.string() and not field.json:
             if self.column.type in _NUMBERS:
                 values = _trimmed(values)
             if field.type == _DATE and self.column.type == "timestamp":
@@ -541,6 +605,8 @@ class _Carrier:
         value = self._said(arrays, row)
         if self.field is None:
             return str(value)
+        if self.field.json and self.column.type not in _TEXTS or self._nested:
+            return arrays[-1][row].as_py() or "null"
         if self.column.type in _NUMBERS and _JSON_NUMBER.fullmatch(str(value)):
             return str(value)
         return json.dumps(value, ensure_ascii=False, default=str)
@@ -815,6 +881,9 @@ def _python_rows(found: Mapping[str, Sequence[Any]], length: int, schema: Extrac
     )
 
 
+_AS_TEXT = (str, bytes, bytearray, memoryview, dt.date)  # of which only a text can be one of JSON
+
+
 def _driver_column(field: Field, values: Sequence[Any] | None, length: int) -> Column:
     """The contract's column of driver values: each becomes text by itself, then all are parsed.
 
@@ -822,6 +891,10 @@ def _driver_column(field: Field, values: Sequence[Any] | None, length: int) -> C
     """
     if values is None:
         return text_column(field, None, length)
+    if field.json:
+        own = [None if value is None else _text(value, field) if isinstance(value, _AS_TEXT) else _json(value)
+               for value in values]
+        return text_column(field, pa.array(own, pa.string()), length)
     texts = pa.array([None if value is None else _text(value, field) for value in values], pa.string())
     if field.format is None:
         return text_column(field, texts, length)
