@@ -47,7 +47,7 @@ def build_defs(
     all_jobs, all_schedules, all_sensors = [], [], [sensors.freshness(declarations)]
     for manifest in declarations.pipelines.values():
         own = [*raw.build(declarations, manifest), *transforms.build(declarations, manifest, lineage)]
-        job = jobs.pipeline_job(manifest, own)
+        job = jobs.pipeline_job(declarations, manifest, own)
         assets += own
         all_jobs.append(job)
         all_schedules += schedules.build(declarations, manifest, job)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 from barecount_assets import admission
 from barecount_assets.instance import open_instance
@@ -26,6 +27,8 @@ from resources.runtime.errors import BareCountError, ErrorCode
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
+
+    from resources.host.tenants import Tenant
 
 SCHEMA_CHECK = "schema_matches_contract"
 _STAGES_AFTER_INGESTION = (Stage.CALENDAR, Stage.NORMALIZATION, Stage.KPI_BUILD, Stage.PUBLISH)
@@ -65,16 +68,23 @@ class RunOutcome:
     shares: tuple[SourceShares, ...] = ()
 
 
-def window_of(manifest: Pipeline, start: dt.date | None, end: dt.date | None) -> tuple[dt.date, dt.date]:
-    """The asked range, or all declared partitions up to today.
+def today_of(tenant: Tenant, now: dt.datetime | None = None) -> dt.date:
+    """The day it is where a tenant is."""
+    return (now or dt.datetime.now(dt.UTC)).astimezone(ZoneInfo(tenant.spec.timezone)).date()
+
+
+def window_of(
+    manifest: Pipeline, start: dt.date | None, end: dt.date | None, today: dt.date
+) -> tuple[dt.date, dt.date]:
+    """The asked range, or all declared partitions up to today, which is the tenant's (see `today_of`).
 
     Raises:
         BareCountError: usage when the range is empty or outside the pipeline's partitions.
     """
     declared = manifest.spec.partitions
     first = start or declared.start
-    last = end or declared.end or dt.datetime.now(dt.UTC).date()
-    limit = declared.end or dt.datetime.now(dt.UTC).date()
+    last = end or declared.end or today
+    limit = declared.end or today
     if first > last:
         raise BareCountError(ErrorCode.USAGE, f"the range ends ({last}) before it begins ({first})",
                              hint="give --from the earlier day")

@@ -12,10 +12,12 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterator, Mapping
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from barecount_assets import keys
+from resources.governance.declarations import Declarations
 from resources.governance.manifests import Pipeline
 
 DATE, TENANT = "date", "tenant"
@@ -23,14 +25,21 @@ _RANGE_START = "dagster/asset_partition_range_start"
 _RANGE_END = "dagster/asset_partition_range_end"
 
 
-def days_and_tenants(manifest: Pipeline) -> dg.MultiPartitionsDefinition:
-    """Daily partitions from the manifest's start (to its end, or today included), for each of its tenants."""
+def days_and_tenants(declarations: Declarations, manifest: Pipeline) -> dg.MultiPartitionsDefinition:
+    """Daily partitions from the manifest's start (to its end, or today included), for each of its tenants.
+
+    Today is that of the tenant whose day begins first: no tenant's day is missing.
+    """
     partitions = manifest.spec.partitions
+    now = dt.datetime.now(dt.UTC)
+    zones = {declarations.tenant(tenant).spec.timezone for tenant in manifest.spec.tenants}
+    first = max(sorted(zones), key=lambda zone: now.astimezone(ZoneInfo(zone)).utcoffset() or dt.timedelta(0))
     end = partitions.end + dt.timedelta(days=1) if partitions.end else None
     return dg.MultiPartitionsDefinition(
         {
             DATE: dg.DailyPartitionsDefinition(
-                partitions.start.isoformat(), end_date=end.isoformat() if end else None, end_offset=0 if end else 1
+                partitions.start.isoformat(), end_date=end.isoformat() if end else None, end_offset=0 if end else 1,
+                timezone=first,
             ),
             TENANT: dg.StaticPartitionsDefinition(list(manifest.spec.tenants)),
         }

@@ -290,7 +290,10 @@ def _batches_of_then(connection: psycopg.Connection, then: _Then) -> None:
 def _calendar(connection: psycopg.Connection, used: StageEnvironment, then: _Then) -> list[Compared]:
     """The date table, for KPIs to read; compared where the build had one."""
     fetch(connection, "create table scratch.calendar (like gdp.calendar including all)")
-    table = date_table(then.tenant_id, used.declarations.calendar(then.tenant_id))
+    covers = then.built.get("calendar_covers")
+    settings = calendar.settings_with(
+        used.declarations.calendar(then.tenant_id), None if covers is None else calendar.days_of(covers))
+    table = date_table(then.tenant_id, settings)
     found, rows = calendar.fill(connection, sql.Identifier(SCRATCH, "calendar"), then.tenant_id, table)
     expected = then.built.get("calendar")
     note = "" if expected == found else "declared otherwise, or by another version of the library of holidays"

@@ -37,7 +37,7 @@ def _raw_asset(declarations: Declarations, manifest: Pipeline, source: AnySource
         tags=describe.tags(manifest),
         kinds={"parquet", "postgres"},
         metadata=describe.contract_metadata(contract),
-        partitions_def=partitions.days_and_tenants(manifest) if source.dated else None,
+        partitions_def=partitions.days_and_tenants(declarations, manifest) if source.dated else None,
         backfill_policy=dg.BackfillPolicy.single_run() if source.dated else None,
         check_specs=[
             dg.AssetCheckSpec(name, asset=key, blocking=name != "completeness", description=text)

@@ -20,9 +20,11 @@ def run(
     requested_by: str | None = None,
 ) -> bool:
     """Back-fill for one tenant after the other; True when all of them are done."""
-    first, last = lifecycle.window_of(environment.declarations.pipeline(pipeline), start, end)
+    manifest = environment.declarations.pipeline(pipeline)
     outcomes = []
     for tenant_id in tenants:
+        today = lifecycle.today_of(environment.declarations.tenant(tenant_id))
+        first, last = lifecycle.window_of(manifest, start, end, today)
         who = person(requested_by)
         request = BackfillRequest(RunRequest(pipeline, tenant_id, first, last, source_paths, who), granularity, who)
         if dry_run:

@@ -24,9 +24,10 @@ def run(
     manifest = environment.declarations.pipeline(pipeline)
     tenants = tenants_of(environment, pipeline, tenant)
     require_known_sources(environment, pipeline, source_paths)
-    first, last = lifecycle.window_of(manifest, start, end)
     outcomes = []
     for tenant_id in tenants:
+        today = lifecycle.today_of(environment.declarations.tenant(tenant_id))
+        first, last = lifecycle.window_of(manifest, start, end, today)
         request = RunRequest(pipeline, tenant_id, first, last, source_paths, requested_by)
         if dry_run:
             outcomes.append(_probe(environment, request))

@@ -140,6 +140,8 @@ def _expectations(gxe: Any, kpi: Kpi) -> list[Any]:
         gxe.ExpectColumnValuesToNotBeNull(column="value", mostly=1 - thresholds.max_null_ratio),
         gxe.ExpectColumnValuesToBeBetween(column="source_rows", min_value=0),
     ]
+    if kpi.spec.calendar:  # a period without one lies beyond the years that calendars hold
+        expectations.append(gxe.ExpectColumnValuesToNotBeNull(column="fiscal_period"))
     if thresholds.value.min is not None or thresholds.value.max is not None:
         expectations.append(
             gxe.ExpectColumnValuesToBeBetween(

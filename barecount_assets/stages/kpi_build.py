@@ -14,9 +14,11 @@ from typing import Any
 import psycopg
 
 from barecount_assets.stages import business_days, dbt, engines, gates, history, lineage, verification
+from barecount_assets.stages import calendar as calendar_stage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.gates import GateResult
 from barecount_assets.stages.normalization import test_outcomes
+from resources.data_utilities.calendar import FIRST_DAY, LAST_DAY
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
@@ -57,11 +59,20 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             return history.unchanged(last)
         if spec.probe:
             return StageReceipt(Stage.KPI_BUILD, spec.tenant_id, spec.pipeline, token, changed=True)
+        if manifest.spec.transforms.calendar:
+            # What an equal definition has computed lies in the calendar already.
+            since = last.run_id if last is not None and _is_basis(last, definition) else 0
+            calendar_stage.cover(spec, environment, progress, _days(connection, kpis, spec.tenant_id, since or 0))
+            calendar = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.CALENDAR)
+            definition["calendar"] = calendar.receipt.outputs[0].content_sha256 if calendar else None
+            token = history.token_for(connection, {**identity, **definition}, last, spec.tenant_id, spec.pipeline,
+                                      Stage.KPI_BUILD)
+            identity = {**identity, **definition}
         lineage.begin(environment, connection, spec, token, [
             *lineage.inputs_of("gdp", gdp.receipt.outputs),
             *lineage.inputs_of("gdp", calendar.receipt.outputs if calendar else ()),
         ])
-        incremental = last is not None and all(last.basis.get(name) == value for name, value in definition.items())
+        incremental = last is not None and _is_basis(last, definition)
         periods = {
             kpi.name: _affected_periods(connection, kpi, spec.tenant_id, last.run_id or 0) for kpi in kpis
         } if incremental and last is not None else "all"
@@ -81,7 +92,24 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         decided = gates.decide(connection, environment, spec, manifest, kpis, progress)
         with connection.transaction():
             return _commit(connection, spec, environment, manifest, kpis, gdp, token, identity, definition, results,
-                           decided, periods)
+                           decided, periods, calendar)
+
+
+def _is_basis(last: history.FinishedStage, definition: Mapping[str, Any]) -> bool:
+    """Whether the last build was made by the same definition."""
+    return all(last.basis.get(name) == value for name, value in definition.items())
+
+
+def _days(
+    connection: psycopg.Connection, kpis: Sequence[Kpi], tenant_id: str, since_run: int
+) -> calendar_stage.Days | None:
+    """The days from the least to the greatest date of what KPIs with fiscal periods read, as far as they are days."""
+    columns = {(dependency.gdp, dependency.date_column)
+               for kpi in kpis if kpi.spec.calendar for dependency in kpi.spec.depends_on}
+    ranges = [gdp_store.date_range(connection, gdp, tenant_id, column, since_run, (FIRST_DAY, LAST_DAY))
+              for gdp, column in sorted(columns)]
+    found = [days for days in ranges if days is not None]
+    return (min(first for first, _ in found), max(last for _, last in found)) if found else None
 
 
 def _require_columns_of_now(
@@ -110,6 +138,7 @@ def _commit(
     connection: psycopg.Connection, spec: StageSpec, environment: StageEnvironment, manifest: Pipeline,
     kpis: Sequence[Kpi], gdp: history.FinishedStage, token: str, identity: dict[str, Any], definition: dict[str, Any],
     results: Sequence[dbt.NodeResult], decided: Sequence[GateResult], periods: Any,
+    calendar: history.FinishedStage | None,
 ) -> StageReceipt:
     outputs = []
     for kpi in kpis:
@@ -138,12 +167,18 @@ def _commit(
                     "outputs": {o.name: o.content_sha256 for o in gdp.receipt.outputs}},
             "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
             "kpis": {kpi.name: {"version": kpi.metadata.version, "hash": kpi.hash} for kpi in kpis},
-            "calendar": definition["calendar"], "manifest_hash": manifest.hash,
+            "calendar": definition["calendar"], **_extended(calendar), "manifest_hash": manifest.hash,
             "code_version": environment.code_version, "engine": engine,
         },
         artefact=environment.artefact,
     )
     return receipt
+
+
+def _extended(calendar: history.FinishedStage | None) -> dict[str, list[str]]:
+    """What the calendar was extended for, as evidence has it: with it the table can be made again."""
+    covers = None if calendar is None else calendar_stage.covered_by(calendar.receipt)
+    return {} if covers is None else {"calendar_covers": [day.isoformat() for day in covers]}
 
 
 def _affected_periods(

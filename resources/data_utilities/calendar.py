@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from resources.data_utilities.fiscal import WEEKDAYS, FiscalSettings, fiscal_periods
+from resources.data_utilities.fiscal import (
+    WEEKDAYS,
+    FiscalSettings,
+    fiscal_period_of,
+    fiscal_periods,
+    fiscal_year_end,
+    fiscal_year_of,
+)
 from resources.runtime.errors import BareCountError, ErrorCode
 
 if TYPE_CHECKING:
@@ -27,6 +34,9 @@ MONTH_NAMES = (
     "January", "February", "March", "April", "May", "June",
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
+FIRST_DAY, LAST_DAY = dt.date(1900, 1, 1), dt.date(2200, 12, 31)
+"""A date beyond them is taken for a mistake: no calendar is extended to hold it."""
+
 DAY_NAMES = tuple(name.capitalize() for name in WEEKDAYS)
 
 _DAY = dt.timedelta(days=1)
@@ -74,6 +84,21 @@ class CalendarSettings:
                 ErrorCode.DECLARATION_INVALID,
                 f"calendar.range ends on {self.end}, before it starts on {self.start}",
             )
+
+
+def covering(settings: CalendarSettings, first: dt.date, last: dt.date) -> CalendarSettings:
+    """The calendar with a table that also holds the days from `first` to `last`: by whole fiscal years, and from the
+    first day of a month on, since that is where a month's value lies. No day is before `FIRST_DAY` or after `LAST_DAY`.
+    """
+    month = first.replace(day=1)
+    start = min(settings.start, month)
+    if month < settings.start:
+        start = min(month, fiscal_period_of(settings.fiscal, month).year_start)
+    end = settings.end
+    if last > settings.end:
+        end = fiscal_year_end(settings.fiscal, fiscal_year_of(settings.fiscal, last))
+    least, most = min(FIRST_DAY, settings.start), max(LAST_DAY, settings.end)
+    return replace(settings, start=max(start, least), end=min(end, most))
 
 
 def check_country(country: str, subdivision: str | None) -> None:

@@ -7,6 +7,7 @@ what makes a run's rows count, so a run that died half-way is never seen.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -152,6 +153,19 @@ def changed_dates(
         "and (valid_from_run > $2::bigint or valid_to_run > $2::bigint) and {column} is not null order by 1"
     ).format(column=sql.Identifier(date_column), table=sql.Identifier(SCHEMA, model))
     return [value for (value,) in fetch(connection, statement.as_string(connection), (tenant_id, since_run))]
+
+
+def date_range(
+    connection: psycopg.Connection, model: str, tenant_id: str, date_column: str, since_run: int,
+    bounds: tuple[dt.date, dt.date],
+) -> tuple[dt.date, dt.date] | None:
+    """Least and greatest date within bounds among a tenant's head rows that opened after a run; None for no such."""
+    statement = sql.SQL(
+        "select min({column})::date, max({column})::date from {table} where tenant_id = $1 and valid_to_run is null "
+        "and valid_from_run > $2::bigint and {column} >= $3::text::date and {column} < $4::text::date + 1"
+    ).format(column=sql.Identifier(date_column), table=sql.Identifier(SCHEMA, model))
+    first, last = fetch(connection, statement.as_string(connection), (tenant_id, since_run, *map(str, bounds)))[0]
+    return None if first is None else (first, last)
 
 
 def last_date(connection: psycopg.Connection, model: str, tenant_id: str, date_column: str) -> Any:

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from barecount_assets import scaffold
+from barecount_assets import lifecycle, partitions, scaffold
 from barecount_assets.lifecycle import RunOutcome
+from resources.runtime.errors import BareCountError, ErrorCode
 from resources.runtime.settings import code_version
 from tests.lifecycle.conftest import PROJECT, Project
 
@@ -228,6 +229,59 @@ def test_a_time_twice_on_the_clock_is_quarantined_unless_it_has_its_offset(
     ((message,),) = tills.project.rows("select message from platform.quarantine")
     assert "2026-10-25 01:30:00" in message and "a time that Europe/London has once" in message
     assert tills.series("month") == {"2026-05": 396, "2026-10": 20, "2026-11": 40}
+
+
+def fiscal(tills: Tills) -> dict[str, tuple[int, int]]:
+    return {period: (year, number) for period, year, number in tills.project.rows(
+        f"select period, fiscal_year, fiscal_period from published.{KPI} where tenant_id = $1 and grain = 'month'",
+        TENANT)}
+
+
+def test_dates_beyond_the_calendar_have_their_fiscal_period(
+    engine: str, tmp_path: Path, new_project: Callable[..., Project]
+) -> None:
+    tills = Tills.make(tmp_path, new_project, WALL, engine)
+    tills.change(f"contracts/tenants/{TENANT}.yaml", lambda d: d["spec"]["calendar"].update(
+        range={"from": dt.date(2026, 1, 1), "to": dt.date(2026, 12, 31)},
+        fiscal={"pattern": "445", "end_month": 1, "end_weekday": "saturday", "year_end": "last"}))
+    tills.run()
+    before = tills.project.rows("select date, fiscal_year, fiscal_week, is_business_day from gdp.calendar")
+    (tills.source / "orders.csv").write_text(
+        WALL + "2,2031-02-03 10:00:00,20.00\n3,1999-12-31 23:59:59,40.00\n")
+    tills.run()
+    assert fiscal(tills) == {"2026-05": (2027, 3), "2031-02": (2032, 1), "1999-12": (2000, 11)}
+    (first, last), = tills.project.rows("select min(date), max(date) from gdp.calendar")
+    assert first <= dt.date(1999, 12, 1) and last >= dt.date(2031, 2, 28) and (last - first).days < 33 * 366
+    assert set(before) <= set(
+        tills.project.rows("select date, fiscal_year, fiscal_week, is_business_day from gdp.calendar"))
+    assert not tills.project.run(NAME, TENANT, DAY, DAY).changed  # and a rerun leaves the calendar as it is
+    token = tills.project.value("select run_token from platform.stage_run where stage = 'kpi_build' "
+                                "order by evidence_seq desc limit 1")
+    replayed = tills.project.command("replay", token, "--tenant", TENANT)
+    assert replayed.exit_code == 0, replayed.output
+
+
+def test_a_year_that_no_calendar_holds_is_not_published(tmp_path: Path, new_project: Callable[..., Project]) -> None:
+    tills = Tills.make(tmp_path, new_project, WALL)
+    tills.run()
+    (tills.source / "orders.csv").write_text(WALL + "2,3026-05-04 10:00:00,20.00\n")
+    error = tills.project.run(NAME, TENANT, DAY, DAY).error
+    assert error is not None and error.code is ErrorCode.GATE_FAILED and "fiscal_period" in str(error.message)
+    assert tills.series("month") == MAY
+
+
+def test_today_is_the_tenants_day(tmp_path: Path, new_project: Callable[..., Project]) -> None:
+    tills = Tills.make(tmp_path, new_project, WALL, time_zone="Pacific/Auckland")
+    declared = tills.project.environment.declarations
+    manifest, tenant = declared.pipeline(NAME), declared.tenant(TENANT)
+    for hour, today in ((10, dt.date(2026, 5, 31)), (12, dt.date(2026, 6, 1))):
+        now = dt.datetime(2026, 5, 31, hour, tzinfo=dt.UTC)
+        assert lifecycle.today_of(tenant, now) == today
+        assert lifecycle.window_of(manifest, None, None, today)[1] == today
+    with pytest.raises(BareCountError):
+        lifecycle.window_of(manifest, None, dt.date(2026, 6, 1), dt.date(2026, 5, 31))
+    days = partitions.days_and_tenants(declared, manifest).get_partitions_def_for_dimension("date")
+    assert days.get_last_partition_key() == lifecycle.today_of(tenant).isoformat()
 
 
 def test_check_refuses_an_instant_as_the_date_of_a_kpi(tmp_path: Path, new_project: Callable[..., Project]) -> None:

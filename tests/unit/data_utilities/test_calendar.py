@@ -11,16 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resources.data_utilities.calendar import (
+    FIRST_DAY,
+    LAST_DAY,
     CalendarSettings,
     add_business_days,
     business_days,
     calendar_schema,
     check_country,
+    covering,
     date_table,
     holidays_of_year,
     is_business_day,
 )
-from resources.data_utilities.fiscal import WEEKDAYS, FiscalSettings, fiscal_period_of
+from resources.data_utilities.fiscal import (
+    WEEKDAYS,
+    FiscalSettings,
+    fiscal_period_of,
+    fiscal_year_end,
+    fiscal_year_of,
+)
 from resources.runtime.errors import BareCountError, ErrorCode
 
 DAY = dt.timedelta(days=1)
@@ -203,3 +212,22 @@ def test_importing_the_calendar_imports_nothing_heavy():
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("fiscal", [
+    FiscalSettings("standard", start_month=4),
+    FiscalSettings("445", end_month=1, end_weekday="saturday", year_end="last"),
+    FiscalSettings("544", end_month=12, end_weekday="monday", year_end="nearest"),
+])
+@given(st.dates(FIRST_DAY, LAST_DAY), st.dates(FIRST_DAY, LAST_DAY))
+def test_an_extended_calendar_holds_the_days_their_months_and_whole_fiscal_years(fiscal, one, other):
+    settings = CalendarSettings("GB", None, ("sunday",), dt.date(2020, 3, 5), dt.date(2026, 7, 9), fiscal)
+    first, last = min(one, other), max(one, other)
+    extended = covering(settings, first, last)
+    assert extended.start <= min(settings.start, first.replace(day=1)) and extended.end >= max(settings.end, last)
+    assert FIRST_DAY <= extended.start and extended.end <= LAST_DAY
+    year_start = fiscal_period_of(fiscal, extended.start).year_start
+    year_end = fiscal_year_end(fiscal, fiscal_year_of(fiscal, extended.end))
+    assert extended.start in (settings.start, FIRST_DAY, year_start)
+    assert extended.end in (settings.end, LAST_DAY, year_end)
+    assert covering(extended, first, last) == extended
