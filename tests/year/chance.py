@@ -11,6 +11,7 @@ from tests.year.model import Model
 from tests.year.steps import Order, Step
 
 SHOPS = ("north", "south", "Łódź", "")
+EXTRAS = ("channel", "seller")
 DROPPABLE, RENAMEABLE = ("note", "ordered_at"), ("amount", "note", "ordered_at")
 KINDS = {"amount": ("numeric(18,2)", "numeric(18,4)", "numeric(20,3)"), "order_id": ("bigint",)}
 _STAGES = ("ingestion", "calendar", "normalization", "kpi_build", "publish")
@@ -35,6 +36,8 @@ class Year:
         while True:
             for _ in range(self._random.choice((1, 1, 2, 2, 3))):
                 yield self._change(model)
+            if any(batch.waits for batch in model.batches.values()) and self._random.random() < 0.4:
+                yield steps.Decide(self._random.random() < 0.6)
             if self._random.random() < 0.05:
                 yield steps.Restart()
             yield self._run()
@@ -65,7 +68,7 @@ class Year:
 
     def _corrected(self, model: Model) -> Step:
         name = self._known(model)
-        orders = list(model.files.get(name, ()))
+        orders = list(self._of(model, name))
         if orders and self._random.random() < 0.5:
             at = self._random.randrange(len(orders))
             orders[at] = self._order(orders[at].order_id, orders[at].ordered_at[:10])
@@ -80,7 +83,7 @@ class Year:
         name = self._known(model)
         before = [orders for other, contents in self._contents.items() if other[:17] == name[:17]
                   for orders in contents]
-        return self._file(name, self._random.choice(before or [model.files.get(name, ())]))
+        return self._file(name, self._random.choice(before or [self._of(model, name)]))
 
     def _emptied(self, model: Model) -> Step:
         return self._file(self._known(model), ())
@@ -97,8 +100,12 @@ class Year:
         return steps.Remove(self._known(model))
 
     def _file(self, name: str, orders: tuple[Order, ...]) -> Step:
+        """A file, which now and then has a column that no contract declares, or did not at first."""
         self._contents.setdefault(name, []).append(orders)
-        return steps.Deliver(name, orders)
+        return steps.Deliver(name, orders, self._random.choice(EXTRAS) if self._random.random() < 0.08 else "")
+
+    def _of(self, model: Model, name: str) -> tuple[Order, ...]:
+        return model.files[name].orders if name in model.files else ()
 
     def _known(self, model: Model) -> str:
         return self._random.choice(sorted(model.files)) if model.files else "orders_2026-03-02.csv"
@@ -133,6 +140,8 @@ class Year:
             steps.Reorder(),
             steps.Formula(self._random.choice((1, 2, 3))),
             steps.Retype("amount", self._random.choice(KINDS["amount"])),
+            *[steps.Demand(self._random.choice(("-1000", "0", "0.01", "20", "500.00")), since)
+              for since in ("", "", (self.day - dt.timedelta(days=self._random.randrange(20))).isoformat())],
             steps.Engine(self._random.choice(("postgres", "duckdb"))),
             *(steps.Add(source) for source in DROPPABLE if source not in there),
             *(steps.Drop(source) for source in DROPPABLE if source in there),

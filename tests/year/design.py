@@ -30,13 +30,22 @@ NOTHING_CHANGED: Mapping[str, int] = {"raw": 0, "gold": 0, "kpi": 0, "manifest":
 
 
 @dataclass(frozen=True)
+class Rule:
+    """The smallest amount that is accepted, of records of this day (ISO) or later; of all where there is no day."""
+
+    minimum: Decimal
+    since: str = ""
+
+
+@dataclass(frozen=True)
 class Design:
     """The declarations that the simulation changes.
 
     Attributes:
         columns: of the GDP, in order.
         factor: what the KPI multiplies the sum of amounts by.
-        minimum: the smallest amount that the rule of the raw contract accepts.
+        rules: what the versions of the raw contract said of amounts; of a day, the last one that is for it.
+        declared: columns of the source that the contracts declare besides the first ones.
         zone: time zone in which the tenant's days are cut.
         engine: which engine computes.
         versions: how often the contract of a layer, the KPI or the manifest has got a new version.
@@ -44,7 +53,8 @@ class Design:
 
     columns: tuple[Column, ...] = COLUMNS
     factor: int = 1
-    minimum: Decimal = Decimal("-1000000")
+    rules: tuple[Rule, ...] = (Rule(Decimal("-1000000")),)
+    declared: tuple[str, ...] = ()
     zone: str = "Europe/London"
     engine: str = "postgres"
     versions: Mapping[str, int] = field(default_factory=lambda: NOTHING_CHANGED)

@@ -2,7 +2,8 @@
 
 The newest delivery of an order counts. A delivery is newer by the day in its name, then by when it landed, then by the
 natural order of names within one landing, then by the row. An order that a rule or a type refuses counts for nothing
-and is in quarantine. What is published is what the last run found; nothing else moves it.
+and is in quarantine. A day with a file that has an undeclared column stays as it was until a steward decides. What is
+published is what the last run found; nothing else moves it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from tests.year import steps
-from tests.year.design import Design
+from tests.year.design import Design, Rule
 from tests.year.steps import Order
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -30,11 +31,39 @@ Series = dict[tuple[str, str, str | None], Decimal]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What a file brought when it was last read: its orders, and how new they are."""
+class Content:
+    """What is in a file: its orders, and the name of its undeclared column, if it has one."""
 
     orders: tuple[Order, ...]
-    newness: tuple[str, int]
+    extra: str = ""
+
+
+@dataclass
+class Batch:
+    """What is known of a content of a day.
+
+    Attributes:
+        waits: whether it has an undeclared column that nobody decided about.
+        version: of the raw contract, when it landed: the same column under the same version is the same question.
+        rules: those that it was judged by.
+    """
+
+    waits: bool
+    version: int
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a file brought when it was last read, and how new that is."""
+
+    content: Content
+    day: str
+    landing: int
+
+    @property
+    def newness(self) -> tuple[str, int]:
+        return self.day, self.landing
 
 
 @dataclass
@@ -51,8 +80,11 @@ class Model:
     """The state of the shop, and what should be seen of it."""
 
     design: Design = field(default_factory=Design)
-    files: dict[str, tuple[Order, ...]] = field(default_factory=dict)
+    files: dict[str, Content] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
+    counting: dict[str, Unit] = field(default_factory=dict)
+    batches: dict[tuple[str, Content], Batch] = field(default_factory=dict)
+    rejected: set[tuple[str, int]] = field(default_factory=set)
     history: dict[int, list[Version]] = field(default_factory=lambda: defaultdict(list))
     published: Series = field(default_factory=dict)
     landed: int = 0
@@ -62,8 +94,8 @@ class Model:
         """Live a step; returns the code of the error with which the platform refuses it, None when it does not."""
         self.step += 1
         match step:
-            case steps.Deliver(name, orders):
-                self.files[name] = orders
+            case steps.Deliver(name, orders, extra):
+                self.files[name] = Content(orders, extra)
             case steps.Move(name, to):
                 if name in self.files and to not in self.files:
                     self.files[to] = self.files.pop(name)
@@ -76,6 +108,8 @@ class Model:
                 return "source.not_found"
             case steps.Run():
                 return self._run()
+            case steps.Decide(accept):
+                self._decide(accept)
             case steps.Restart():
                 pass
             case _:
@@ -84,22 +118,47 @@ class Model:
 
     def _run(self) -> str | None:
         for name in sorted(self.files, key=natural):
-            unit = self.units.get(name)
-            if unit is None or unit.orders != self.files[name]:
+            if name not in self.units or self.units[name].content != self.files[name]:
                 self.landed += 1
-                self.units[name] = Unit(self.files[name], (day_in(name), self.landed))
+                self.units[name] = Unit(self.files[name], day_in(name), self.landed)
+        for unit in self.units.values():
+            self._judge(unit)
+        held = {unit.day for unit in self.units.values() if self.batch_of(unit).waits}
+        self.counting.update({name: unit for name, unit in self.units.items() if unit.day not in held})
         self._keep(self.head())
         if not self.open_rows():
             return "gate.failed"  # a KPI without a single value is not published
         self.published = self.series()
-        return None
+        return "contract.schema_drift" if held else None
+
+    def _judge(self, unit: Unit) -> None:
+        """Ask about an undeclared column, unless that was decided; let the rules of today split what does not wait."""
+        extra = unit.content.extra
+        batch = self.batches.setdefault(
+            (unit.day, unit.content), Batch(extra != "", self.design.versions["raw"], self.design.rules))
+        if extra in self.design.declared or (extra, batch.version) in self.rejected:
+            batch.waits = False
+        if not batch.waits:
+            batch.rules = self.design.rules
+
+    def _decide(self, accept: bool) -> None:
+        waiting = {name: self.batch_of(unit) for name, unit in self.units.items() if self.batch_of(unit).waits}
+        questions = {(self.units[name].content.extra, batch.version) for name, batch in waiting.items()}
+        if accept:
+            for extra in sorted({extra for extra, _ in questions} - set(self.design.declared)):
+                self.design = accepted_into(self.design, extra)
+        else:
+            self.rejected |= {question for question in questions if question[0] not in self.design.declared}
+
+    def batch_of(self, unit: Unit) -> Batch:
+        return self.batches[unit.day, unit.content]
 
     def head(self) -> dict[int, Row]:
         """The row of every order that counts."""
         rows: dict[int, Row] = {}
-        for unit in sorted(self.units.values(), key=lambda unit: unit.newness):
-            for order in unit.orders:
-                if accepted(order, self.design):
+        for unit in sorted(self.counting.values(), key=lambda unit: unit.newness):
+            for order in unit.content.orders:
+                if accepted(order, unit.day, self.batch_of(unit).rules):
                     rows[int(order.order_id)] = row_of(order, self.design)
         return rows
 
@@ -129,21 +188,26 @@ class Model:
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Records received, accepted and refused, by file that was read."""
-        return {name: counted(unit.orders, self.design) for name, unit in self.units.items()}
+        counts = {}
+        for name, unit in self.units.items():
+            rules, orders = self.batch_of(unit).rules, unit.content.orders
+            taken = sum(accepted(order, unit.day, rules) for order in orders)
+            counts[name] = len(orders), taken, len(orders) - taken
+        return counts
 
 
-def counted(orders: tuple[Order, ...], design: Design) -> tuple[int, int, int]:
-    """How many of these orders are received, accepted, refused."""
-    taken = sum(accepted(order, design) for order in orders)
-    return len(orders), taken, len(orders) - taken
-
-
-def accepted(order: Order, design: Design) -> bool:
-    """Whether every value is of its type, and the rule is kept."""
+def accepted(order: Order, day: str, rules: Sequence[Rule]) -> bool:
+    """Whether every value is of its type, and the last of the rules that are for the day is kept."""
+    rule = next(rule for rule in reversed(rules) if rule.since <= day)
     try:
-        return bool(order.order_id) and Decimal(order.amount) >= design.minimum
+        return bool(order.order_id) and Decimal(order.amount) >= rule.minimum
     except InvalidOperation:
         return False
+
+
+def accepted_into(design: Design, extra: str) -> Design:
+    """What is declared once a steward has accepted a column: the next version has it; the files get the one after."""
+    return design.with_next("raw", declared=(*design.declared, extra)).with_next("raw")
 
 
 def row_of(order: Order, design: Design) -> Row:

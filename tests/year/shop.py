@@ -99,8 +99,14 @@ class Shop:
         document["version"] = f"1.{design.versions['raw']}.0"
         properties = {field["name"]: field for field in document["schema"][0]["properties"]}
         properties["ordered_at"].update(physicalType="timestamptz", logicalType="timestamp")
+        document["schema"][0]["properties"] += [
+            {"name": name, "physicalName": name, "logicalType": "string", "physicalType": "text",
+             "classification": "internal", "description": f"{name}."} for name in design.declared]
         if layer == "raw":
-            properties["amount"]["logicalTypeOptions"] = {"minimum": float(design.minimum)}
+            rule = design.rules[-1]
+            properties["amount"]["logicalTypeOptions"] = {"minimum": float(rule.minimum)}
+            document["customProperties"].append(
+                {"property": "applies", "value": f"from {rule.since}" if rule.since else "all"})
 
     def _gold(self, document: dict[str, Any], design: Design) -> None:
         document["version"] = f"1.{design.versions['gold']}.0"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
 from typing import Any
 
-from tests.year.design import COLUMNS, Column, Design
+from tests.year.design import COLUMNS, Column, Design, Rule
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Deliver(Step):
-    """A file appears, or has other content: late, corrected, as it once was, empty. Its name says its day."""
+    """A file appears, or has other content: late, corrected, as it once was, empty. Its name says its day.
+
+    With `extra` it has a column of this name that no contract declared at first.
+    """
 
     name: str
     orders: tuple[Order, ...]
+    extra: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,19 @@ class Engine(Step):
         return design.with_next("manifest", engine=self.engine) if self.engine != design.engine else design
 
 
-Edit = Rename | Retype | Drop | Add | Reorder | Formula | Engine
+@dataclass(frozen=True)
+class Demand(Step):
+    """A rule of the raw contract asks for a smallest amount, of records since a day or of all, under a new version."""
+
+    minimum: str
+    since: str = ""
+
+    def applied(self, design: Design) -> Design:
+        rule = Rule(Decimal(self.minimum), self.since)
+        return design.with_next("raw", rules=(*design.rules, rule)) if rule != design.rules[-1] else design
+
+
+Edit = Rename | Retype | Drop | Add | Reorder | Formula | Engine | Demand
 
 
 # In operation -------------------------------------------------------------------------------------------
@@ -161,11 +177,18 @@ class Run(Step):
 
 
 @dataclass(frozen=True)
+class Decide(Step):
+    """A steward decides about every drift that waits."""
+
+    accept: bool
+
+
+@dataclass(frozen=True)
 class Restart(Step):
     """The database server restarts between two runs."""
 
 
-KINDS = (Deliver, Move, Copy, Remove, Rename, Retype, Drop, Add, Reorder, Formula, Engine, Run, Restart)
+KINDS = (Deliver, Move, Copy, Remove, Rename, Retype, Drop, Add, Reorder, Formula, Engine, Demand, Run, Decide, Restart)
 
 
 def to_json(steps: Iterable[Step]) -> str:
@@ -191,6 +214,3 @@ def _columns(design: Design, columns: Iterable[Column]) -> Design:
     """The design with other columns, under a new version of the GDP's contract if they are others."""
     wanted = tuple(columns)
     return design.with_next("gold", columns=wanted) if wanted != design.columns else design
-
-
-__all__ = [*(kind.__name__ for kind in KINDS), "Decimal", "Edit", "KINDS", "Order", "Step", "from_json", "to_json"]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.year import play, shrink, steps
 from tests.year.chance import Year
-from tests.year.model import Model
+from tests.year.model import Content, Model
 from tests.year.steps import Order, Step
 from tests.year.world import Ground, grounded
 
@@ -45,8 +45,8 @@ def test_what_is_not_as_it_should_be_is_seen_and_made_short(ground: Ground, monk
 
 
 def _forgets_corrections(model: Model, run: object = Model._run) -> str | None:
-    model.files = {name: model.units[name].orders if name in model.units else orders
-                   for name, orders in model.files.items()}
+    model.files = {name: model.units[name].content if name in model.units else content
+                   for name, content in model.files.items()}
     return run(model)  # type: ignore[operator]
 
 
@@ -94,7 +94,7 @@ def test_the_model_cuts_days_where_the_tenant_is() -> None:
 
 
 def test_steps_read_back_from_json_are_the_steps_that_were_written() -> None:
-    model, sequence = Model(files={DAY: (NORTH,)}), []
+    model, sequence = Model(files={DAY: Content((NORTH,))}), []
     for _, step in zip(range(1_000), Year(1).steps(model), strict=False):
         sequence.append(step)
         model.apply(step)

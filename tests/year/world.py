@@ -23,12 +23,12 @@ from typing import Any
 
 import psycopg
 
-from barecount_assets import lifecycle
+from barecount_assets import drift_decisions, lifecycle
 from barecount_assets.instance import open_instance
 from barecount_assets.lifecycle import RunRequest
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
-from resources.governance import registry
+from resources.governance import drift_register, registry
 from resources.runners.stage import StageReceipt
 from resources.runtime import embedded, migrations
 from resources.runtime.database import Database, fetch
@@ -39,7 +39,7 @@ from tests.lifecycle.conftest import unchanged_environment
 from tests.lifecycle.harness import Child, Stop
 from tests.year import shop, steps
 from tests.year.design import Design
-from tests.year.model import Model, Series, Version
+from tests.year.model import Model, Series, Version, accepted_into
 from tests.year.shop import DATASET, FIRST, GDP, KPI, LAST, PIPELINE, Shop
 from tests.year.steps import Order
 
@@ -90,8 +90,8 @@ class World:
         self.step += 1
         drop = self.drop(TENANT)
         match step:
-            case steps.Deliver(name, orders):
-                (drop / name).write_text(written(orders))
+            case steps.Deliver(name, orders, extra):
+                (drop / name).write_text(written(orders, extra))
             case steps.Move(name, to):
                 if (drop / name).exists() and not (drop / to).exists():
                     (drop / name).rename(drop / to)
@@ -104,6 +104,8 @@ class World:
                 error = self._run(step)
                 self._note_runs()
                 return error
+            case steps.Decide(accept):
+                self._decide(accept)
             case steps.Restart():
                 self._ground.restart()
             case _:
@@ -116,6 +118,8 @@ class World:
 
     def _declare(self, design: Design) -> None:
         """Edit the project, and register what its contracts say now, as whoever changes a contract does."""
+        if design == self.design:
+            return
         self.design = design
         self.shop.declare(design)
         code_version.cache_clear()  # a person's next command is another process
@@ -123,6 +127,21 @@ class World:
         with self.database.connect(autocommit=True) as connection:
             registry.sync(connection, environment.declarations, who="simulation", reason="the year goes on",
                           now=dt.datetime.now(dt.UTC))
+
+    def _decide(self, accept: bool) -> None:
+        """Decide about every drift that something waits for. What is accepted is current before the files say it."""
+        with self.database.connect(autocommit=True) as connection:
+            drifts = drift_register.listed(connection, pipeline=PIPELINE, tenant_id=TENANT, status="open")
+        known = {"by": "steward", "reason": "the year goes on", "now": dt.datetime.now(dt.UTC)}
+        waiting = {drift.drift_id: drift.blocking[0].field for drift in drifts if drift.waiting}
+        for number, extra in sorted(waiting.items(), key=lambda item: (item[1], item[0])):
+            if extra in self.design.declared:
+                continue  # the drift before had the same column, or the files declare it: the next run takes it up
+            if accept:
+                drift_decisions.accept(self.environment(), number, **known)
+                self.design = accepted_into(self.design, extra)
+            else:
+                drift_decisions.reject(self.environment(), number, **known)
 
     def environment(self) -> StageEnvironment:
         return StageEnvironment.using(self.settings, self.database)
@@ -363,12 +382,13 @@ def _plain(there: Any, like: Any) -> Any:
     return there
 
 
-def written(orders: Sequence[Order]) -> str:
-    """Orders as a file of the source."""
+def written(orders: Sequence[Order], extra: str = "") -> str:
+    """Orders as a file of the source, with an undeclared column where it has a name."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(shop.HEADER)
-    writer.writerows([[getattr(order, name) for name in shop.HEADER] for order in orders])
+    writer.writerow([*shop.HEADER, *([extra] if extra else [])])
+    for order in orders:
+        writer.writerow([*(getattr(order, name) for name in shop.HEADER), *([f"of {order.order_id}"] if extra else [])])
     return text.getvalue()
 
 
@@ -389,7 +409,7 @@ where u.tenant_id = $1 and u.dataset = $2
 _OPEN = """
 select u.source_id, count(*)
 from platform.source_unit u join platform.quarantine_record q using (batch_id)
-where u.tenant_id = $1 and u.dataset = $2 and q.state = 'open'
+where u.tenant_id = $1 and u.dataset = $2 and q.state = 'open' and q.stage = 'ingestion'
 group by 1
 """
 _ROWS_OF_A_TENANT = """
