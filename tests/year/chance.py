@@ -11,6 +11,9 @@ from tests.year.model import Model
 from tests.year.steps import Order, Step
 
 SHOPS = ("north", "south", "Łódź", "")
+ZONES = ("Europe/London", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati", "Africa/Cairo")
+TIMES = ("00:30:00Z", "09:00:00+00:00", "12:15:30.123456+02:00", "23:30:00Z", "22:59:59-05:00", "23:59:59.999999+0100",
+         "00:00:00+14:00")
 EXTRAS = ("channel", "seller")
 DROPPABLE, RENAMEABLE = ("note", "ordered_at"), ("amount", "note", "ordered_at")
 KINDS = {"amount": ("numeric(18,2)", "numeric(18,4)", "numeric(20,3)"), "order_id": ("bigint",)}
@@ -125,12 +128,12 @@ class Year:
         return tuple(self._order(str(number), day.isoformat()) for number in numbers)
 
     def _order(self, number: str, day: str) -> Order:
-        hour = self._random.choice((0, 9, 12, 22))
+        time = self._random.choice(TIMES)
         amount = f"{self._random.randint(-500, 99_999) / 100:.2f}"
         if self._random.random() < 0.05:
             amount = self._random.choice(_BAD)
         note = self._random.choice(("", "gift", "x", "née"))
-        return Order(number, f"{day}T{hour:02d}:30:00+00:00", self._random.choice(SHOPS), amount, note)
+        return Order(number, f"{day}T{time}", self._random.choice(SHOPS), amount, note)
 
     # In the project and in operation --------------------------------------------------------------------
 
@@ -142,6 +145,8 @@ class Year:
             steps.Retype("amount", self._random.choice(KINDS["amount"])),
             *[steps.Demand(self._random.choice(("-1000", "0", "0.01", "20", "500.00")), since)
               for since in ("", "", (self.day - dt.timedelta(days=self._random.randrange(20))).isoformat())],
+            steps.Tolerate(*self._random.choice(((0.25, 0.6), (0.01, 0.01), (0.5, 1.0), (1.0, 1.0), (0.1, 0.5)))),
+            steps.Zone(self._random.choice(ZONES)),
             steps.Engine(self._random.choice(("postgres", "duckdb"))),
             *(steps.Add(source) for source in DROPPABLE if source not in there),
             *(steps.Drop(source) for source in DROPPABLE if source in there),

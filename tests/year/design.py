@@ -46,6 +46,7 @@ class Design:
         factor: what the KPI multiplies the sum of amounts by.
         rules: what the versions of the raw contract said of amounts; of a day, the last one that is for it.
         declared: columns of the source that the contracts declare besides the first ones.
+        tolerated: shares of refused records above which nothing is published, of all files and of one.
         zone: time zone in which the tenant's days are cut.
         engine: which engine computes.
         versions: how often the contract of a layer, the KPI or the manifest has got a new version.
@@ -55,6 +56,7 @@ class Design:
     factor: int = 1
     rules: tuple[Rule, ...] = (Rule(Decimal("-1000000")),)
     declared: tuple[str, ...] = ()
+    tolerated: tuple[float, float] = (0.25, 0.6)
     zone: str = "Europe/London"
     engine: str = "postgres"
     versions: Mapping[str, int] = field(default_factory=lambda: NOTHING_CHANGED)

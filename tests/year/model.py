@@ -126,10 +126,18 @@ class Model:
         held = {unit.day for unit in self.units.values() if self.batch_of(unit).waits}
         self.counting.update({name: unit for name, unit in self.units.items() if unit.day not in held})
         self._keep(self.head())
-        if not self.open_rows():
-            return "gate.failed"  # a KPI without a single value is not published
+        if not self.open_rows() or self._too_much_is_refused():
+            return "gate.failed"  # nor is a KPI without a single value published
         self.published = self.series()
         return "contract.schema_drift" if held else None
+
+    def _too_much_is_refused(self) -> bool:
+        """Whether more is refused than is tolerated, of all that counts or of one content."""
+        contents = {(unit.day, unit.content): unit for unit in self.counting.values()}
+        counts = [self._counted(unit) for unit in contents.values()]
+        received, refused = (sum(count[at] for count in counts) for at in (0, 2))
+        whole, part = self.design.tolerated
+        return refused > whole * received or any(refused > part * received for received, _, refused in counts)
 
     def _judge(self, unit: Unit) -> None:
         """Ask about an undeclared column, unless that was decided; let the rules of today split what does not wait."""
@@ -188,12 +196,12 @@ class Model:
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Records received, accepted and refused, by file that was read."""
-        counts = {}
-        for name, unit in self.units.items():
-            rules, orders = self.batch_of(unit).rules, unit.content.orders
-            taken = sum(accepted(order, unit.day, rules) for order in orders)
-            counts[name] = len(orders), taken, len(orders) - taken
-        return counts
+        return {name: self._counted(unit) for name, unit in self.units.items()}
+
+    def _counted(self, unit: Unit) -> tuple[int, int, int]:
+        rules, orders = self.batch_of(unit).rules, unit.content.orders
+        taken = sum(accepted(order, unit.day, rules) for order in orders)
+        return len(orders), taken, len(orders) - taken
 
 
 def accepted(order: Order, day: str, rules: Sequence[Rule]) -> bool:

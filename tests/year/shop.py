@@ -66,7 +66,7 @@ class Shop:
                 for tenant in self._tenants:
                     document = yaml.safe_load(text)
                     document["metadata"].update(id=tenant, name=tenant)
-                    document["spec"]["timezone"] = design.zone
+                    document["spec"]["timezone"] = design.zone if tenant == self._tenants[0] else Design().zone
                     self._write(path.with_name(f"{tenant}.yaml"), document)
             elif edit is not None:
                 document = yaml.safe_load(text)
@@ -98,7 +98,6 @@ class Shop:
         layer = document["id"].rpartition(".")[2]
         document["version"] = f"1.{design.versions['raw']}.0"
         properties = {field["name"]: field for field in document["schema"][0]["properties"]}
-        properties["ordered_at"].update(physicalType="timestamptz", logicalType="timestamp")
         document["schema"][0]["properties"] += [
             {"name": name, "physicalName": name, "logicalType": "string", "physicalType": "text",
              "classification": "internal", "description": f"{name}."} for name in design.declared]
@@ -153,4 +152,6 @@ class Shop:
         spec["partitions"]["start"] = FIRST
         spec["tenants"] = list(self._tenants)
         spec["transforms"]["engine"] = design.engine
+        whole, unit = design.tolerated
+        spec["slos"]["completeness"] = {"max_refused": whole, "max_refused_per_unit": unit, "on_breach": "hold"}
         spec["sources"][0].update(path=self.drop, file_name="orders_{date}*.csv")

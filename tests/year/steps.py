@@ -152,7 +152,29 @@ class Demand(Step):
         return design.with_next("raw", rules=(*design.rules, rule)) if rule != design.rules[-1] else design
 
 
-Edit = Rename | Retype | Drop | Add | Reorder | Formula | Engine | Demand
+@dataclass(frozen=True)
+class Tolerate(Step):
+    """Other shares of refused records are allowed, of all files and of one."""
+
+    whole: float
+    unit: float
+
+    def applied(self, design: Design) -> Design:
+        wanted = (self.whole, self.unit)
+        return design.with_next("manifest", tolerated=wanted) if wanted != design.tolerated else design
+
+
+@dataclass(frozen=True)
+class Zone(Step):
+    """The tenant's days are cut in another time zone."""
+
+    zone: str
+
+    def applied(self, design: Design) -> Design:
+        return replace(design, zone=self.zone)
+
+
+Edit = Rename | Retype | Drop | Add | Reorder | Formula | Engine | Demand | Tolerate | Zone
 
 
 # In operation -------------------------------------------------------------------------------------------
@@ -188,7 +210,8 @@ class Restart(Step):
     """The database server restarts between two runs."""
 
 
-KINDS = (Deliver, Move, Copy, Remove, Rename, Retype, Drop, Add, Reorder, Formula, Engine, Demand, Run, Decide, Restart)
+KINDS = (Deliver, Move, Copy, Remove, Rename, Retype, Drop, Add, Reorder, Formula, Engine, Demand, Tolerate, Zone,
+         Run, Decide, Restart)
 
 
 def to_json(steps: Iterable[Step]) -> str:

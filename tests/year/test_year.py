@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -79,10 +80,12 @@ def test_the_model_lets_content_that_comes_back_count() -> None:
 
 
 def test_the_model_publishes_nothing_before_a_run_and_refuses_what_is_no_number() -> None:
-    model = lived(steps.Deliver(DAY, (NORTH, Order("8", "2026-05-04T09:00:00+00:00", "north", "many"))))
+    model = lived(steps.Tolerate(0.5, 0.5), steps.Deliver(DAY, (NORTH, replace(NORTH, order_id="8", amount="many"))))
     assert model.published == {}
-    model.apply(steps.Run())
+    assert model.apply(steps.Run()) is None
     assert (value(model), model.counts()[DAY]) == ("10.00", (2, 1, 1))
+    model.apply(steps.Tolerate(0.5, 0.4))
+    assert model.apply(steps.Run()) == "gate.failed"
 
 
 def test_the_model_cuts_days_where_the_tenant_is() -> None:
