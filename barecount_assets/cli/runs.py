@@ -147,6 +147,8 @@ def show_outcome(outcome: RunOutcome, *, dry_run: bool) -> None:
         published = next((r for r in outcome.receipts if r.stage is Stage.PUBLISH), None)
         versions = ", ".join(f"{o.name} v{o.facts['version']}" for o in (published.outputs if published else ()))
         console.print(f"{title}: [green]published[/] {versions}")
+    for check in (check for receipt in outcome.receipts for check in receipt.checks if check.details.get("withheld")):
+        console.print(f"[yellow]withheld[/] {check.asset}: {check.summary}", soft_wrap=True)
     for shares in outcome.shares:
         whole = shares.whole
         share = f"{whole.refused / max(whole.received, 1):.2%}"

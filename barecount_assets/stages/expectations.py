@@ -39,7 +39,7 @@ class Verdict:
         passed: whether every expectation holds.
         expectations: how many there are.
         failures: for each that does not hold its `expectation`, `arguments`, number of `unexpected` values, `examples`
-            of them and `observed` value.
+            of them, the `rows` they are in (keys and values, the first few) and `observed` value.
     """
 
     passed: bool
@@ -101,10 +101,18 @@ def validate(kpi: Kpi, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -
         {"expectation": result.expectation_config.type, "arguments": _arguments(result),
          "unexpected": result.result.get("unexpected_count"),
          "examples": [str(v) for v in (result.result.get("partial_unexpected_list") or [])[:_EXAMPLES]],
+         "rows": [named(rows[at], kpi)
+                  for at in (result.result.get("partial_unexpected_index_list") or [])[:_EXAMPLES]],
          "observed": str(result.result.get("observed_value", ""))}
         for result in outcome.results if not result.success
     ]
     return Verdict(bool(outcome.success), len(outcome.results), failures)
+
+
+def named(row: dict[str, Any], kpi: Kpi) -> dict[str, Any]:
+    """A row by its key, with its value and what that was computed of."""
+    columns = ("grain", "period", *kpi.dimensions, "value", "numerator", "denominator")
+    return {name: None if row[name] is None else str(row[name]) for name in columns if name in row}
 
 
 def _running() -> subprocess.Popen[bytes]:

@@ -6,7 +6,7 @@ with a system of record, in SQL, over everything we have and the days that have 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -26,6 +26,7 @@ from resources.storage import kpi_store, raw_tables
 from resources.trust import ledger
 
 _NAMED = 10
+_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,43 @@ def _acceptance(connection: psycopg.Connection, kpi: Kpi, tenant_id: str, column
         sql.SQL(", ").join(map(sql.Identifier, columns)), kpi_store.table(kpi.name)
     )
     rows = fetch_dicts(connection, statement.as_string(connection), (tenant_id,))
+    withheld = [row for row in rows if row["value"] is None] if kpi.withholds else []
+    if withheld:
+        rows = [row for row in rows if row["value"] is not None]
     verdict = expectations.judge(kpi, rows, columns)
     total = verdict.expectations
     if verdict.passed:
         summary = f"{total} expectations hold over {len(rows)} rows"
     else:
-        first = verdict.failures[0]
         summary = (f"{len(verdict.failures)} of {total} expectations fail over {len(rows)} rows: "
-                   f"{first['expectation']} {first['arguments']}, "
-                   f"found {', '.join(first['examples']) or first['observed']}")
-    return GateResult(kpi.name, "acceptance", verdict.passed, summary,
-                      {"expectations": total, "rows": len(rows), "failures": verdict.failures})
+                   + "; ".join(_failure(kpi, failure) for failure in verdict.failures[:_FAILURES]))
+    details: dict[str, Any] = {"expectations": total, "rows": len(rows), "failures": verdict.failures}
+    if withheld:
+        named = [expectations.named(row, kpi) for row in withheld[:_NAMED]]
+        more = f"; and {len(withheld) - _NAMED} more" if len(withheld) > _NAMED else ""
+        details |= {"withheld": len(withheld), "withheld_rows": named}
+        summary += f"; withheld {len(withheld)}: " + "; ".join(_row(kpi, row) for row in named) + more
+    return GateResult(kpi.name, "acceptance", verdict.passed, summary, details)
+
+
+def _failure(kpi: Kpi, failure: Mapping[str, Any]) -> str:
+    """What does not hold, with the keys, periods and values at fault: a few, and how many more there are."""
+    arguments = {name: value for name, value in failure["arguments"].items() if value is not None}
+    rule = f"{failure['expectation'].removeprefix('expect_')} {arguments}"
+    if not failure["rows"]:
+        return f"{rule}, found {', '.join(failure['examples']) or failure['observed']}"
+    rows = "; ".join(_row(kpi, row) for row in failure["rows"])
+    more = (failure["unexpected"] or 0) - len(failure["rows"])
+    return f"{rule}, found {rows}" + (f"; and {more} more" if more > 0 else "")
+
+
+def _row(kpi: Kpi, row: Mapping[str, Any]) -> str:
+    key = " ".join([row["grain"], row["period"], *(f"{name}={row[name]}" for name in kpi.dimensions
+                                                   if row.get(name) is not None)])
+    if row["value"] is not None:
+        return f"{key}: {row['value']}"
+    parts = f" ({row['numerator']}/{row['denominator']})" if row.get("denominator") is not None else ""
+    return f"{key}: no value{parts}"
 
 
 def _reconciliation(

@@ -143,7 +143,8 @@ def _commit(
     outputs = []
     for kpi in kpis:
         columns = environment.declarations.contract(f"{spec.pipeline}.{kpi.name}", "activation").column_names
-        content, rows = kpi_store.series_hash(connection, kpi.name, spec.tenant_id, columns)
+        content, rows = kpi_store.series_hash(
+            connection, kpi.name, spec.tenant_id, columns, with_values=kpi.withholds)
         outputs.append(Output(kpi.name, content, rows, {"version": kpi.metadata.version}))
     for gate in decided:
         gates.record(connection, spec, token, gate)

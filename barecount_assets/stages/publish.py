@@ -184,7 +184,8 @@ def _publish(
 ) -> Output:
     columns = contract.column_names
     published_store.ensure(connection, kpi.name, contract.column_types)
-    content, rows = kpi_store.series_hash(connection, kpi.name, spec.tenant_id, columns)
+    content, rows = kpi_store.series_hash(
+        connection, kpi.name, spec.tenant_id, columns, with_values=kpi.withholds)
     built = next(output for output in build.receipt.outputs if output.name == kpi.name)
     if content != built.content_sha256:
         raise BareCountError(
@@ -202,7 +203,8 @@ def _publish(
     ):
         return Output(kpi.name, content, rows, {"state": "unchanged", "version": current["version"]})
     version = (current["version"] if current else 0) + 1
-    published_store.write_snapshot(connection, kpi.name, version, spec.tenant_id, columns, kpi_store.table(kpi.name))
+    published_store.write_snapshot(connection, kpi.name, version, spec.tenant_id, columns, kpi_store.table(kpi.name),
+                                   with_values=kpi.withholds)
     written, written_rows = published_store.snapshot_hash(connection, kpi.name, spec.tenant_id, version, columns)
     if (written, written_rows) != (content, rows):
         raise BareCountError(

@@ -77,6 +77,9 @@ class Thresholds(Declared):
     Acceptance decides whether a build may be published: range of values, share of null values (0 to 1), least number
     of rows. `warning` and `critical` are ranges a value should keep; they stop nothing, but say in which state
     (`ok`, `warning`, `critical`) a published value is, which KPI events carry and action rules act on.
+
+    A row without a value (0/0) fails the KPI, beyond `max_null_ratio`. With `on_null: withhold_series` it fails nobody
+    else: the series of its dimensions has no value in that period, the others are published, and the gate names it.
     """
 
     value: ValueRange = ValueRange()
@@ -84,6 +87,15 @@ class Thresholds(Declared):
     critical: ValueRange = ValueRange()
     max_null_ratio: float = Field(default=0, ge=0, le=1)
     min_rows: int = Field(default=1, ge=0)
+    on_null: Literal["fail", "withhold_series"] = "fail"
+
+    @field_validator("on_null")
+    @classmethod
+    def _either_withheld_or_tolerated(cls, on_null: str, info: ValidationInfo) -> str:
+        if on_null == "withhold_series" and info.data.get("max_null_ratio"):
+            raise refusal("with a max_null_ratio", found=on_null, allowed="fail, or no max_null_ratio: no row without "
+                          "a value is published")
+        return on_null
 
 
 class ReconciliationKey(Declared):
@@ -159,6 +171,11 @@ class Kpi(DeclaredDocument):
     @property
     def name(self) -> str:
         return self.metadata.name
+
+    @property
+    def withholds(self) -> bool:
+        """Whether rows without a value are left out of what is published."""
+        return self.spec.thresholds.on_null == "withhold_series"
 
     @property
     def dimensions(self) -> tuple[str, ...]:

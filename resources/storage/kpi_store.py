@@ -10,6 +10,8 @@ from psycopg import sql
 from resources.storage import content
 
 SCHEMA = "kpi"
+EVERY = sql.SQL("tenant_id = $1")
+PUBLISHABLE = sql.SQL("tenant_id = $1 and value is not null")
 
 
 def table(kpi: str) -> sql.Identifier:
@@ -17,7 +19,7 @@ def table(kpi: str) -> sql.Identifier:
 
 
 def series_hash(
-    connection: psycopg.Connection, kpi: str, tenant_id: str, columns: Sequence[str]
+    connection: psycopg.Connection, kpi: str, tenant_id: str, columns: Sequence[str], *, with_values: bool = False
 ) -> tuple[str, int]:
-    """(content hash, rows) of a tenant's series."""
-    return content.hash_of(connection, table(kpi), sql.SQL("tenant_id = $1"), (tenant_id,), columns)
+    """(content hash, rows) of a tenant's series; `with_values`: of its rows that have a value."""
+    return content.hash_of(connection, table(kpi), PUBLISHABLE if with_values else EVERY, (tenant_id,), columns)

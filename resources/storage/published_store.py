@@ -117,12 +117,13 @@ def _columns(connection: psycopg.Connection, relation: str) -> dict[str, str]:
 
 def write_snapshot(
     connection: psycopg.Connection, name: str, version: int, tenant_id: str, columns: Sequence[str],
-    source: sql.Identifier,
+    source: sql.Identifier, *, with_values: bool = False,
 ) -> None:
-    """Add a version made of a tenant's rows of `source`, in the caller's transaction."""
+    """Add a version made of a tenant's rows of `source` (those with a value), in the caller's transaction."""
     listed = sql.SQL(", ").join(map(sql.Identifier, columns))
-    statement = sql.SQL("insert into {} (version, {}) select $1::int, {} from {} where tenant_id = $2").format(
-        sql.Identifier(SCHEMA, f"snapshot__{name}"), listed, listed, source
+    statement = sql.SQL("insert into {} (version, {}) select $1::int, {} from {} where tenant_id = $2 {}").format(
+        sql.Identifier(SCHEMA, f"snapshot__{name}"), listed, listed, source,
+        sql.SQL("and value is not null" if with_values else ""),
     )
     fetch(connection, statement.as_string(connection), (version, tenant_id))
 

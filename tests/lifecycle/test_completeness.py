@@ -76,3 +76,33 @@ def test_what_is_refused_is_in_the_last_lines_of_a_run_that_only_warns(strict: C
     (machine,) = json.loads(_run(project, "--json").stdout)
     assert machine["quarantined"] == [{"source": "payments", "dataset": "order_to_cash.payments", "received": 5,
                                        "accepted": 4, "quarantined": 1}]
+
+
+@pytest.mark.parametrize("on_null", ["fail", "withhold_series"])
+def test_a_quiet_series_withholds_itself_where_the_kpi_says_so(
+    new_project: Callable[..., Project], tmp_path: Path, on_null: str
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(PROJECT / "contracts", folder / "contracts")
+    (folder / "dbt_project").symlink_to(PROJECT / "dbt_project")
+    spec = folder / "contracts/kpis/order_to_cash/overdue_ratio.yaml"
+    spec.write_text(spec.read_text().replace("max_null_ratio: 0\n", f"on_null: {on_null}\n"))
+    project = new_project(folder)
+    books = Books(project.folder("acme"))
+    three_months(books)
+    books.payments("2026-01-21", ("P7", "I2", "2026-01-21", 240))  # SOUTH owes nothing at the end of January
+    done = _run(project)
+    named = "month 2026-01 business_unit=SOUTH: no value"
+    assert named in done.output, done.output
+    if on_null == "fail":
+        assert done.exit_code == 1 and "found nan" not in done.output and project.versions("acme") == {}
+        return
+    assert done.exit_code == 0, done.output
+    series = project.series("overdue_ratio", "acme", "grain", "period", "business_unit")
+    assert ("month", "2026-01", "SOUTH") not in series and None not in series.values()
+    assert ("month", "2026-01", "NORTH") in series and ("month", "2026-02", "SOUTH") in series
+    explained = project.command("explain", "overdue_ratio", "--period", "2026-01", "--tenant", "acme")
+    assert explained.exit_code == 0 and "SOUTH" in explained.output, explained.output
+    books.invoices("2026-01-22", ("I9", "C2", "SOUTH", "2026-01-22", 50))
+    assert _run(project).exit_code == 0
+    assert ("month", "2026-01", "SOUTH") in project.series("overdue_ratio", "acme", "grain", "period", "business_unit")

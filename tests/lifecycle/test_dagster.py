@@ -257,7 +257,8 @@ def test_one_raw_partition_lands_that_day_of_that_tenant_and_nothing_else(ui: Ui
     assert (metadata["dagster/row_count"], metadata["received"], metadata["quarantined"]) == (2, 2, 0)
     assert len(metadata["content_sha256"]) == len(metadata["run_token"]) == 64
     checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
-    assert checks == dict.fromkeys(("schema_matches_contract", "nothing_lost", "contract_rules"), True)
+    assert checks == dict.fromkeys(
+        ("schema_matches_contract", "nothing_lost", "contract_rules", "completeness"), True)
 
 
 @pytest.fixture(scope="module")
