@@ -157,13 +157,22 @@ def diff(
 
 @command(app)
 def check(
-    candidate: Annotated[Path, typer.Argument(help="A contract that may lie anywhere.", exists=True, dir_okay=False)],
+    candidate: Annotated[Path | None, typer.Argument(
+        help="A contract that may lie anywhere; left out, with --impact: every declared raw contract.",
+        exists=True, dir_okay=False)] = None,
     mode: Annotated[Mode | None, typer.Option("--mode", help="Default: that of the current version.")] = None,
+    impact: Annotated[bool, typer.Option(
+        "--impact", help="How many landed records its rules would move into quarantine or out of it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Would this contract do? Its differences from the current version, and the subscribers it would break."""
     from resources.governance import registry
 
+    if impact:
+        _print_impact(None if candidate is None else _read_candidate(candidate), as_json=as_json)
+        return
+    if candidate is None:
+        raise typer.BadParameter("name the file of a contract, or ask for --impact")
     with _opened() as (declarations, connection):
         step = registry.candidate_step(connection, declarations, _read_candidate(candidate), mode)
     if as_json:
@@ -174,6 +183,37 @@ def check(
             typer.echo("the first version of this contract: nothing to be compatible with")
     if step.action in (registry.Action.BREAK, registry.Action.REFUSE):
         raise typer.Exit(1)
+
+
+def _print_impact(candidate: Contract | None, *, as_json: bool) -> None:
+    from barecount_assets.cli.verbs import environment
+    from barecount_assets.stages.ingestion import rejudging, sources
+
+    if candidate is not None and candidate.layer != "raw":
+        raise BareCountError(
+            ErrorCode.USAGE, f"found a contract of layer {candidate.layer}, allowed is raw: its rules decide what is "
+            "accepted", hint="give the raw contract of the dataset")
+    opened = environment()
+    found = []
+    with opened.database.connect(autocommit=True) as connection:
+        for name, manifest in sorted(opened.declarations.pipelines.items()):
+            for source in manifest.spec.sources:
+                if candidate is not None and source.dataset != candidate.dataset:
+                    continue
+                raw = candidate or opened.declarations.contract(source.dataset, "raw")
+                extraction = opened.declarations.contract(source.dataset, "extraction")
+                for tenant in manifest.spec.tenants:
+                    schema = sources.extractor_schema(extraction, opened.declarations.tenant(tenant).spec.timezone)
+                    judged = rejudging.impact(connection, opened.raw_store, source, schema, tenant, raw)
+                    found.append({"pipeline": name, "tenant": tenant, **asdict(judged)})
+    if as_json:
+        output.print_json(found)
+        return
+    output.console().print(output.table(
+        "A run would judge again what has landed; nothing has changed yet",
+        ("dataset", "version", "tenant", "batches", "to quarantine", "to accepted", "expired, not judged"),
+        [(row["dataset"], row["version"], row["tenant"], row["batches"], row["to_quarantine"], row["to_accepted"],
+          row["expired"]) for row in found], right=(3, 4, 5, 6)))
 
 
 @command(app)

@@ -155,6 +155,22 @@ def judge(
     return Moves(refused, accepted)
 
 
+def impact(
+    connection: psycopg.Connection, store: RawStore, source: AnySource, schema: ExtractorSchema, tenant_id: str,
+    raw: Contract,
+) -> Judged:
+    """What a run under a raw contract would come to for what has landed of one tenant; changes nothing."""
+    batches = due(connection, tenant_id, raw)
+    unread = unmoved(connection, batches, raw) if batches else set()
+    expired = [batch for batch in batches if batch["is_expired"] and batch["batch_id"] not in unread]
+    rules = ContractRules(raw)
+    moved = [moves for batch in batches if batch["batch_id"] not in unread and not batch["is_expired"]
+             if (moves := judge(store, batch, source, schema, rules, decided(connection, batch))).any]
+    return Judged(
+        raw.dataset, raw.version, len(batches), len(moved), sum(moves.to_quarantine for moves in moved),
+        sum(moves.to_accepted for moves in moved), len(expired), days_of(expired))
+
+
 def _has_fields(rows: pa.RecordBatch, schema: ExtractorSchema) -> bool:
     types = {name: rows.schema.field(name).type for name in rows.schema.names}
     return all(types.get(field.name) == field.type for field in schema.fields)

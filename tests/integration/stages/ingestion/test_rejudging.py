@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from resources.runtime.database import Database, fetch
 from resources.runtime.settings import Settings
 from resources.storage.quarantine_store import Selection
 from resources.trust import ledger
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, barecount
 
 TENANT, DATASET = "acme", "order_to_cash.invoices"
 HEADER = ("InvoiceID;CustomerID;CustomerName;BusinessUnit;InvoiceDate;DueDate;Currency;NetAmount;TaxAmount;GrossAmount;"
@@ -180,6 +181,24 @@ def test_a_tightened_rule_moves_landed_rows_to_quarantine_and_says_how_many(erp:
     assert '"to_quarantine": 2' in str(payload) or payload["to_quarantine"] == 2
     assert erp.ingest().changed is False
     erp.require_accounts()
+
+
+def test_the_impact_of_a_contract_is_shown_before_and_changes_nothing(
+    erp: Erp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erp.deliver(DAYS[0], [Record(), Record(amount="5.00"), Record(amount="7.00")])
+    erp.ingest()
+    erp.declare(Rules(least="10.00"))
+    for name, value in (("PROJECT_DIR", erp.environment_of.project_dir), ("DATA_DIR", erp.environment_of.data_dir),
+                        ("RAW_STORE", erp.environment_of.raw_store), ("DATABASE_URL", erp.database.admin_url)):
+        monkeypatch.setenv(f"BARECOUNT_{name}", str(value))
+    for words in ([str(erp.contract)], []):
+        shown = barecount("contracts", "check", *words, "--impact", "--json")
+        assert shown.exit_code == 0, shown.output
+        (own,) = [one for one in json.loads(shown.stdout) if (one["dataset"], one["tenant"]) == (DATASET, TENANT)]
+        assert (own["batches"], own["to_quarantine"], own["to_accepted"]) == (1, 2, 0)
+    assert barecount("contracts", "check").exit_code == 2
+    assert erp.accepted() == {"I050", "I051", "I052"}
 
 
 def test_going_back_to_the_earlier_rule_gives_the_earlier_split(erp: Erp) -> None:
