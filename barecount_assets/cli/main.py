@@ -31,6 +31,7 @@ from barecount_assets.cli import (
     runners,
     secrets,
     serve,
+    sources,
 )
 from barecount_assets.cli.verbs import Json, Tenant, Who, command, day, environment, person, settings
 from resources.runtime.settings import SOFTWARE_VERSION, Settings
@@ -51,6 +52,7 @@ app.add_typer(secrets.app, name="secrets")
 app.add_typer(lineage.app, name="lineage")
 app.add_typer(runners.app, name="runners")
 app.add_typer(serve.app, name="serve")
+app.add_typer(sources.app, name="sources")
 command(app)(replay.replay)
 command(app)(agent.agent)
 

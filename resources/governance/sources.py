@@ -54,6 +54,25 @@ Referring = Annotated[str, AfterValidator(_well_formed)]
 """May hold references."""
 
 
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+_DURATION = r"^[0-9]+(\.[0-9]+)? (second|minute|hour|day)s?$"
+
+Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
+Quantity = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Overlap = Annotated[int, Field(ge=0)] | Quantity | Duration
+"""How far behind the stored cursor a reading begins: in the cursor's own numbers (seconds for one in time), or a
+duration such as `15 minutes`.
+"""
+
+
+def seconds_of(overlap: float | str) -> float:
+    """An overlap of a cursor in time."""
+    if not isinstance(overlap, str):
+        return float(overlap)
+    number, unit = overlap.split(" ")
+    return float(number) * _SECONDS[unit.removesuffix("s")]
+
+
 class Source(Declared):
     """What every source has: its name in the manifest and the dataset it fills."""
 
@@ -240,11 +259,14 @@ class Incremental(Declared):
         start: value of {cursor} before anything was read.
         lag_seconds: {until} and the stored cursor stay this far behind the clock, for records that become
             visible late.
-        format: strftime format of the end of the slice, in UTC.
+        overlap: each slice begins this much before the stored cursor; what was read before and is unchanged
+            does not land again. Seconds, or a duration like `15 minutes`.
+        format: strftime format of the ends of the slice, in UTC.
     """
 
     start: Text
     lag_seconds: int = Field(default=60, ge=0)
+    overlap: Overlap = 0
     format: Text = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -348,7 +370,13 @@ class SqlSource(Source):
             password must be one.
         table: `name` or `schema.name`, case kept.
         query: one SELECT, instead of `table`.
-        cursor_column: column whose values only grow; without it the whole source is one unit every time.
+        cursor_column: column whose values grow; without it the whole source is one unit every time. Rows that have
+            none are read every time.
+        overlap: each slice begins this much before the greatest value read; what was read before and is unchanged
+            does not land again. A number for numbers, a duration like `15 minutes` (or seconds) for dates and
+            timestamps; none for text.
+        late_commits: `snapshot` also reads what transactions wrote that were not over at the last reading, whatever
+            their cursor values; of PostgreSQL tables, by a scan of the table. `overlap` leaves it to the overlap.
         order_by: columns that put rows of equal cursor in one order.
         batch_rows: rows per batch for databases without an Arrow driver.
         connect_timeout_seconds: how long the database may take to accept the connection.
@@ -359,6 +387,8 @@ class SqlSource(Source):
     table: Annotated[str, StringConstraints(pattern=r"^[^.\s][^.]*(\.[^.]+)?$")] | None = None
     query: Text | None = None
     cursor_column: Text | None = None
+    overlap: Overlap = 0
+    late_commits: Literal["snapshot", "overlap"] = "snapshot"
     order_by: tuple[Text, ...] = ()
     batch_rows: int = Field(default=20_000, ge=1)
     connect_timeout_seconds: int = Field(default=15, ge=1)
@@ -381,6 +411,8 @@ class SqlSource(Source):
         if (self.table is None) == (self.query is None):
             found = "neither" if self.table is None else "both"
             raise refusal("a table or a query is read", found=found, allowed="one of table and query", at=("table",))
+        if self.cursor_column is None and seconds_of(self.overlap):
+            raise refusal("an overlap without a cursor", found="no cursor_column", allowed="both", at=("overlap",))
         return self
 
 

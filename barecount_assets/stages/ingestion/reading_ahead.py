@@ -13,6 +13,7 @@ from itertools import chain, islice, pairwise
 
 from barecount_assets.stages.ingestion.records import (
     Connector,
+    Cursor,
     ExtractorSchema,
     ObservedSchema,
     ParsedBatch,
@@ -48,7 +49,7 @@ class ReadAhead:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown()
 
-    def discover(self, window: Window, cursor: str | None) -> list[Unit]:
+    def discover(self, window: Window, cursor: Cursor | None) -> list[Unit]:
         """See `Connector`."""
         return self._connector.discover(window, cursor)
 

@@ -10,19 +10,22 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
 from resources.governance.drift import ObservedSchema
 from resources.runtime.errors import BareCountError
 
+if TYPE_CHECKING:
+    from barecount_assets.stages.ingestion.fingerprints import Fingerprints
+
 __all__ = [
-    "EXTRA", "REJECT_SCHEMA", "ROW_NUMBER", "ChangedInReading", "Connector", "ExtractorSchema", "Field",
-    "ObservedSchema", "ParsedBatch", "Unit", "Window", "json_payload",
+    "EXTRA", "REJECT_SCHEMA", "ROW_NUMBER", "ChangedInReading", "Connector", "Cursor", "ExtractorSchema", "Field",
+    "ObservedSchema", "ParsedBatch", "Slice", "Unit", "Window", "json_payload",
 ]
 
 
@@ -125,6 +128,37 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Cursor:
+    """How far an incremental source was read.
+
+    Attributes:
+        value: the greatest cursor value read, in the text form of its kind; None: nothing is behind the cursor.
+        kind: the source's name of the value's type; None of a cursor that a release before 0016 stored, which knows
+            the value alone and nothing of the rows that have it.
+        reading: how many readings left something.
+        memory: what else the connector knows of its last reading, as JSON.
+    """
+
+    value: str | None
+    kind: str | None = None
+    reading: int = 0
+    memory: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a unit of an incremental source is, besides its rows.
+
+    Attributes:
+        cursor: what to store once the unit is read, all but `reading`.
+        notes: what a person should know about the way it was read.
+    """
+
+    cursor: Cursor
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Unit:
     """One thing to ingest, whole or not at all.
 
@@ -135,8 +169,9 @@ class Unit:
         partition_date: day it belongs to, None for undated sources.
         sha256: hex digest of the content as received, known before reading (files) or None (streams).
         size: bytes, when known.
-        cursor: cursor value to store after the unit has landed, None where the source has none.
+        cursor: the cursor value it reaches, as text ('' for nulls alone), None where the source has none.
         delivery_order: key of its place among the deliveries, for one that has it already (see `delivery_order`).
+        slice: what it is of an incremental source.
     """
 
     source_id: str
@@ -147,6 +182,7 @@ class Unit:
     cursor: str | None = None
     delivery_order: str | None = None
     options: dict[str, Any] = field(default_factory=dict, compare=False)
+    slice: Slice | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -160,6 +196,7 @@ class ParsedBatch:
         original: given positions in `rows` (int64), the records as received (large_binary), for sources that
             have a textual record; None where the typed row is the record.
         refused: (field, reason, records) of every fault of a field, also where it was not the first of its record.
+        fingerprints: what tells the records apart, of a slice whose records may have been read before.
     """
 
     rows: pa.RecordBatch
@@ -167,6 +204,7 @@ class ParsedBatch:
     received: int
     original: Callable[[pa.Int64Array], pa.LargeBinaryArray] | None = None
     refused: Sequence[tuple[str, str, int]] = ()
+    fingerprints: Fingerprints | None = None
 
     def payload_of(self, positions: pa.Int64Array) -> pa.LargeBinaryArray:
         """The records at these positions of `rows`, whole: as received, else as one JSON object each."""
@@ -188,7 +226,7 @@ def json_payload(rows: pa.RecordBatch) -> pa.LargeBinaryArray:
 class Connector(Protocol):
     """Stateless reader of one source."""
 
-    def discover(self, window: Window, cursor: str | None) -> list[Unit]:
+    def discover(self, window: Window, cursor: Cursor | None) -> list[Unit]:
         """Units in the window, by date and natural order of names, each with its digest where it has one.
 
         Raises BareCountError: source.not_found (missing folder or file), source.unreadable (permissions),

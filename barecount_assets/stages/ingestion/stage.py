@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from barecount_assets.stages import completeness, lineage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import (
+    cursors,
     dataset_rules,
     delivery_order,
     rejudging,
@@ -82,7 +83,12 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection, ExitStack() as stack:
         spec = _with_remembered_paths(connection, spec)
         connector = sources.connector_for(manifest, source, spec, environment)
-        units = connector.discover(window, _cursor(connection, spec))
+        key = cursors.CursorKey(spec.tenant_id, spec.pipeline, spec.source)
+        cursor = cursors.load(connection, key)
+        units = connector.discover(window, cursor)
+        incremental = stack.enter_context(cursors.NewRecords(connector, environment.database, key, cursor))
+        units = incremental.begin(
+            units, sources.extractor_schema(extraction, environment.declarations.tenant(spec.tenant_id).spec.timezone))
         token = run_token(
             stage=Stage.INGESTION,
             tenant=spec.tenant_id,
@@ -94,8 +100,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             contracts=[extraction.hash, raw.hash],
             code=environment.code_version,
         )
-        reading = stack.enter_context(ReadAhead(connector, units))
-        landing = Landing(environment, spec, reading, extraction, raw, manifest.hash)
+        reading = stack.enter_context(ReadAhead(incremental, units))
+        landing = Landing(environment, spec, reading, extraction, raw, manifest.hash, incremental.landed)
         if spec.probe and not (
             landing.all_known(connection, units) and _days_marked(connection, spec, source.dated, window)
             and not settling.due(connection, spec.tenant_id, extraction, raw)
@@ -111,6 +117,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         for number, unit in enumerate(units, start=1):
             progress(f"{spec.source} {unit.source_id}", number - 1, len(units))
             landed.append(landing.land(connection, unit))
+        incremental.finish(connection)
         progress(spec.source, len(units), len(units))
         relanded, settled = landing.settle(connection, source)
         successors, judged = landing.judge_again(connection, source, progress)
@@ -118,7 +125,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             landed = [replace(item, batch=by_number.get(item.batch["batch_id"], item.batch)) for item in landed]
         changed = settled > 0 or judged.batches > 0 or any(unit.state != "known" for unit in landed)
         return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction,
-                       manifest, judged)
+                       manifest, judged, incremental.facts)
 
 
 @dataclass(frozen=True)
@@ -343,7 +350,9 @@ class Landing:
                 )
             stored, refused = accepted.finish(), quarantine.finish()
             content = unit.sha256 or stored.sha256
-            if unit.sha256 is None:
+            if unit.slice is not None:  # its records are new, even if others that landed look like them
+                content = run_token(unit=unit.source_id, content=content)
+            elif unit.sha256 is None:
                 known = self._known(connection, unit, content)
                 if known is not None:
                     raise psycopg.Rollback(transaction)
@@ -363,8 +372,6 @@ class Landing:
             if self._replay is not None:
                 self._replay(connection, batch)
         if known is not None:
-            if unit.cursor is not None:
-                fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
             return self._recognise(connection, unit, known)
         return _Landed(unit, "landed", batch)
 
@@ -411,6 +418,8 @@ class Landing:
         subject = f"{self._raw.dataset}/{unit.source_id}"
         # Batch numbers and load dates differ from one database to the next; content does not.
         payload = {k: v for k, v in batch.items() if k not in _NOT_IN_EVIDENCE}
+        if "cursor" in unit.options:
+            payload["cursor"] = unit.options["cursor"]
         if supersedes is not None:
             payload["read_again_because"] = supersedes.drift.subject
         if judged is not None:
@@ -435,8 +444,6 @@ class Landing:
         if judged is None and supersedes is None:
             fetch(connection, _POINT, (
                 self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id, order, landing))
-        if unit.cursor is not None:
-            fetch(connection, _SET_CURSOR, self._cursor_key(unit.cursor))
         return {**batch, "evidence_seq": seq}
 
     def _order(self, connection: psycopg.Connection, unit: Unit, landing: int) -> str:
@@ -448,9 +455,6 @@ class Landing:
             statement = "select delivery_order from platform.raw_batch where batch_id = $1"
             return delivery_order.replay_key(fetch(connection, statement, (original,))[0][0], landing)
         return delivery_order.landing_key(landing)
-
-    def _cursor_key(self, cursor: str) -> tuple[str, str, str | None, str]:
-        return self._spec.tenant_id, self._spec.pipeline, self._spec.source, cursor
 
 
 class _Quarantine:
@@ -566,7 +570,7 @@ def split(
 def _finish(
     spec: StageSpec, environment: StageEnvironment, connection: psycopg.Connection, dated: bool, window: Window,
     token: str, landed: list[_Landed], changed: bool, extraction: Contract, manifest: Pipeline,
-    judged: rejudging.Judged,
+    judged: rejudging.Judged, cursor: Mapping[str, Any],
 ) -> StageReceipt:
     batches = [item.batch for item in landed]
     unique = {batch["batch_id"]: batch for batch in batches}.values()
@@ -599,7 +603,8 @@ def _finish(
         stage=Stage.INGESTION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=changed,
         counts=shown, outputs=(Output(extraction.dataset, content, counts["accepted"]),), checks=checks,
         facts={"source": spec.source, "days": per_day,
-               **({"judged_again": asdict(judged)} if judged.batches else {})},
+               **({"judged_again": asdict(judged)} if judged.batches else {}),
+               **({"cursor": dict(cursor)} if cursor else {})},
     )
     with connection.transaction():
         done = fetch(
@@ -672,14 +677,6 @@ def _completeness_check(
     (shares,) = completeness.measure(connection, manifest, spec.tenant_id, [spec.source or ""])
     gate = completeness.decide(manifest, shares)
     return CheckOutcome(gate.gate, extraction.dataset, gate.passed, False, gate.summary, gate.details)
-
-
-def _cursor(connection: psycopg.Connection, spec: StageSpec) -> str | None:
-    rows = fetch(
-        connection, "select cursor from platform.source_cursor where tenant_id=$1 and pipeline=$2 and source=$3",
-        (spec.tenant_id, spec.pipeline, spec.source),
-    )
-    return rows[0][0] if rows else None
 
 
 def _with_remembered_paths(connection: psycopg.Connection, spec: StageSpec) -> StageSpec:
@@ -768,10 +765,6 @@ from jsonb_populate_record(null::platform.raw_batch, $1::text::jsonb)
 """
 _SUPERSEDE = """
 update platform.source_unit set batch_id = $4 where tenant_id = $1 and dataset = $2 and batch_id = $3
-"""
-_SET_CURSOR = """
-insert into platform.source_cursor (tenant_id, pipeline, source, cursor) values ($1, $2, $3, $4)
-on conflict (tenant_id, pipeline, source) do update set cursor = excluded.cursor, updated_at = now()
 """
 _REMEMBER_PATH = """
 insert into platform.source_path (tenant_id, pipeline, source, path) values ($1, $2, $3, $4)

@@ -11,6 +11,10 @@ announces how much it has, an announcement that changes from page to page, or th
 A GET is safe to repeat, hence failures that may pass (429, 500, 502, 503, 504, a time-out, a broken
 connection) are tried again, and a page is taken apart only once it is whole.
 
+A slice of time begins at the stored cursor less the declared overlap. What of it was read before is told by the
+fingerprint of each record, its JSON without order of members and nulls: the API does not say which member of a record
+the slice is cut by, so all records of one reading are compared with those of the reading before.
+
 Redirects are not followed and the next page must lie at the same origin: credentials go where the manifest
 says and nowhere else.
 """
@@ -21,12 +25,13 @@ import base64
 import datetime as dt
 import hashlib
 import json
+import math
 import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any
@@ -36,11 +41,14 @@ import httpx
 
 from barecount_assets.stages.ingestion.connectors.jsonl import JsonlFormat
 from barecount_assets.stages.ingestion.connectors.references import Lookup, References
+from barecount_assets.stages.ingestion.fingerprints import Fingerprints, of_digests
 from barecount_assets.stages.ingestion.records import (
     ChangedInReading,
+    Cursor,
     ExtractorSchema,
     ObservedSchema,
     ParsedBatch,
+    Slice,
     Unit,
     Window,
 )
@@ -49,10 +57,12 @@ from resources.governance.sources import (
     Bearer,
     BodyCursor,
     Header,
+    Incremental,
     LinkHeader,
     Offset,
     PageNumber,
     RestSource,
+    seconds_of,
 )
 from resources.runtime.errors import BareCountError, ErrorCode
 
@@ -85,20 +95,40 @@ class _Lines:
     between its tokens become blanks; inside a JSON string there are none (RFC 8259, 7).
     """
 
-    def __init__(self, pages: Iterator[_Page]) -> None:
+    def __init__(self, pages: Iterator[_Page], *, with_digests: bool = False) -> None:
         self._pages = pages
         self._buffer = bytearray()
+        self._digests: list[bytes] | None = [] if with_digests else None
 
     def read(self, size: int) -> bytes:
         """`size` bytes, less only at the end."""
         while len(self._buffer) < size and (page := next(self._pages, None)) is not None:
             for start, end in page.records:
+                if self._digests is not None:
+                    self._digests.append(_digest(page.text[start:end]))
                 self._buffer += page.text[start:end].translate(_ONE_LINE).encode() + b"\n"
         block = bytes(self._buffer[:size])
         del self._buffer[:size]
         return block
 
 
+    def take_digests(self, count: int) -> list[bytes]:
+        """Digests of the next records, in order."""
+        assert self._digests is not None
+        taken, self._digests = self._digests[:count], self._digests[count:]
+        return taken
+
+
+def _digest(record: str) -> bytes:
+    """16 bytes of a record's content: neither blanks, order of members nor members that are null count."""
+    value = _AS_WRITTEN.decode(record)
+    if isinstance(value, dict):
+        value = {name: member for name, member in value.items() if member is not None}
+    return hashlib.md5(json.dumps(value, sort_keys=True).encode(), usedforsecurity=False).digest()
+
+
+_AS_WRITTEN = json.JSONDecoder(parse_int="\0{}".format, parse_float="\0{}".format)  # 1 is not "1", nor 1.0
+_MARGIN = 86_400.0  # seconds by which the clocks of source and reader may differ
 _ONE_LINE = str.maketrans("\r\n", "  ")
 
 
@@ -128,7 +158,7 @@ class RestConnector:
         self._now = now
         self._jitter = jitter
 
-    def discover(self, window: Window, cursor: str | None) -> list[Unit]:
+    def discover(self, window: Window, cursor: Cursor | None) -> list[Unit]:
         """Units by declaration alone: nothing is fetched, so digest and size are unknown until they are read.
 
         Dated: one unit per date of the window. Incremental: one slice from the cursor to now less the lag,
@@ -142,15 +172,32 @@ class RestConnector:
             ]
         if source.incremental is None:
             return [Unit(source_id="all", uri=self._uri({}))]
-        after = source.incremental.start if cursor is None else cursor
-        until = self._now().astimezone(dt.UTC) - dt.timedelta(seconds=source.incremental.lag_seconds)
-        through = until.strftime(source.incremental.format)
-        if through == after or _is_later(after, through, source.incremental.format):
+        return self._slice(source.incremental, cursor)
+
+    def _slice(self, incremental: Incremental, cursor: Cursor | None) -> list[Unit]:
+        """The slice of time from the cursor, less the overlap, to now, less the lag."""
+        value = cursor and cursor.value
+        after = incremental.start if value is None else value
+        until = self._now().astimezone(dt.UTC) - dt.timedelta(seconds=incremental.lag_seconds)
+        through = until.strftime(incremental.format)
+        if through == after or _is_later(after, through, incremental.format):
             return []
-        ends = {"cursor": after, "until": through}
+        memory = dict(cursor.memory) if cursor else {}
+        if cursor is not None and cursor.kind is None and "floor" not in memory:
+            memory["floor"] = value  # what an earlier release read is known by the cursor alone
+        first = _earlier(after, incremental, memory.get("floor"))
+        since, since_before = _seconds(first, incremental.format), memory.get("since")
+        # Further back than the last reading: what is read again is compared with all that was ever read.
+        ever = cursor is not None and (since is None or since_before is None or since < since_before)
+        memory["since"] = since
+        reading = cursor.reading if cursor else 0
         return [
             Unit(
-                source_id=f"{after}..{through}", uri=self._uri(ends), cursor=through, options={"after": after}
+                source_id=f"{after}..{through}" + (f"#{reading + 1}" if reading else ""),
+                uri=self._uri({"cursor": first, "until": through}),
+                cursor=through,
+                options={"after": first, "since": None if ever or since is None else since - _MARGIN, "ever": ever},
+                slice=Slice(Cursor(through, _KIND, reading, memory)),
             )
         ]
 
@@ -168,7 +215,18 @@ class RestConnector:
         pages that is announced changes, or is not what came.
         """
         with closing(self._pages(unit)) as pages:
-            yield from JsonlFormat().read(_Lines(pages), schema, unit.uri)
+            lines = _Lines(pages, with_digests=unit.slice is not None)
+            for batch in JsonlFormat().read(lines, schema, unit.uri):
+                if unit.slice is not None:
+                    batch = replace(batch, fingerprints=self._fingerprints(lines, batch, unit))
+                yield batch
+
+    def _fingerprints(self, lines: _Lines, batch: ParsedBatch, unit: Unit) -> Fingerprints:
+        since = unit.options["since"]
+        return of_digests(
+            lines.take_digests(batch.received), self._now().timestamp(), -math.inf if since is None else since,
+            ever=unit.options["ever"],
+        )
 
     def _uri(self, placeholders: Mapping[str, str]) -> str:
         return str(self._first_url(placeholders))
@@ -291,6 +349,28 @@ def _is_later(one: str, other: str, format: str) -> bool:
         return dt.datetime.strptime(one, format) > dt.datetime.strptime(other, format)
     except ValueError:
         return False
+
+
+_KIND = "instant"
+
+
+def _seconds(instant: str, format: str) -> float | None:
+    """Seconds since 1970 of an instant in the format; None of one that is not written in it."""
+    try:
+        return dt.datetime.strptime(instant, format).replace(tzinfo=dt.UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def _earlier(after: str, incremental: Incremental, floor: str | None) -> str:
+    """The cursor less the overlap, not before the floor; as it is where it is not written in the format."""
+    seconds, lowest = _seconds(after, incremental.format), _seconds(floor or "", incremental.format)
+    if lowest is not None and (seconds is None or seconds < lowest):
+        return floor or after
+    if not incremental.overlap or seconds is None:
+        return after
+    first = max(seconds - seconds_of(incremental.overlap), -math.inf if lowest is None else lowest)
+    return dt.datetime.fromtimestamp(math.floor(first), dt.UTC).strftime(incremental.format)
 
 
 def _day(day: dt.date) -> dict[str, str]:

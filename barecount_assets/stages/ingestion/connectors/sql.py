@@ -7,9 +7,13 @@ that the same content gives the same row numbers.
 A value fits a contract's type when it, written as text, would: 7.10 fits numeric(18,1), 7.15 does not, and a
 text column may hold numbers. What does not fit rejects its row, kept as a JSON object.
 
-Incremental: `discover` fixes the slice (stored cursor, highest value] and `read` of that unit gives the same
-rows however often it is asked. A row that is committed later with a cursor value at or below the stored one
-is not seen: the cursor column must only grow (an identity column, or a time written at commit).
+Incremental: `discover` fixes the slice from the stored cursor, that value included and less the declared overlap, to
+the highest value; rows without a cursor value are in every slice. What is read again is told from what is new by its
+fingerprint (see `cursors`). Of a PostgreSQL table a slice also holds what was written by transactions that were not
+over at the last reading, whatever its cursor values: a row keeps the number of the transaction that wrote it, and the
+cursor remembers the oldest one that ran. Rows with the same cursor values come along, so that copies can be counted.
+When the source went back (the highest value is below the stored one, another server, an older timeline) all of it is
+read and compared.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from psycopg import sql
 from barecount_assets.stages.ingestion.clocks import INSTANT, WALL, walls_of
 from barecount_assets.stages.ingestion.connectors.parquet import cast_exact
 from barecount_assets.stages.ingestion.connectors.references import Lookup, References
+from barecount_assets.stages.ingestion.fingerprints import Fingerprints, Measure, of_texts
 from barecount_assets.stages.ingestion.json_texts import Number, json_text
 from barecount_assets.stages.ingestion.parsing import (
     Column,
@@ -46,14 +51,16 @@ from barecount_assets.stages.ingestion.parsing import (
     text_column,
 )
 from barecount_assets.stages.ingestion.records import (
+    Cursor,
     ExtractorSchema,
     Field,
     ObservedSchema,
     ParsedBatch,
+    Slice,
     Unit,
     Window,
 )
-from resources.governance.sources import SqlSource
+from resources.governance.sources import SqlSource, seconds_of
 from resources.runtime.errors import BareCountError, ErrorCode
 
 _LISTED = 20  # names listed in an error
@@ -74,14 +81,30 @@ class _SourceColumn:
 
 @dataclass(frozen=True)
 class _Slice:
-    """Rows with `after < cursor <= through`, as text; `after` None: from the beginning.
+    """Rows whose cursor is between two values, as text, and those that have none.
 
-    `kind` names the type that the text is of.
+    Attributes:
+        kind: names the type that the texts are of.
+        low: the first value; None: from the beginning.
+        through: the last value; None: no row has one.
+        floor: rows up to this value were read by a release that kept no fingerprints, and stay out.
+        late: rows written by this or a later transaction are there too, whatever their cursor.
     """
 
-    after: str | None
-    through: str
     kind: str
+    low: str | None
+    through: str | None
+    floor: str | None = None
+    late: int | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A slice to read, what to remember of the source until the next one, and what a person should know."""
+
+    part: _Slice
+    memory: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,7 @@ class _Rows:
     columns: list[Column]
     extra: pa.StringArray | None
     payload: Callable[[int], bytes]
+    texts: Mapping[str, pa.Array] | None = None  # all columns, for fingerprints
 
     def payloads(self, positions: np.ndarray) -> list[bytes]:
         """The rows at some positions as JSON objects: what "the record as received" can mean for a table."""
@@ -103,8 +127,8 @@ class _Database(Protocol):
 
     columns: list[_SourceColumn]
 
-    def high_water(self, after: str | None) -> _Slice | None:
-        """The slice after the cursor; None when it is empty. Raises source.malformed on null cursors."""
+    def plan(self, cursor: Cursor | None) -> _Plan | None:
+        """How to read on from the cursor; None of an empty source of which nothing was read."""
         ...
 
     def rows(self, part: _Slice | None, schema: ExtractorSchema) -> Iterator[_Rows]:
@@ -124,26 +148,32 @@ class SqlConnector:
         self._source = source
         self._lookup = lookup
 
-    def discover(self, window: Window, cursor: str | None) -> list[Unit]:
-        """One unit: the whole source, or the slice after the cursor; none when no row is newer.
+    def discover(self, window: Window, cursor: Cursor | None) -> list[Unit]:
+        """One unit: the whole source, or the slice from the cursor on; none of an empty source.
 
         Raises BareCountError: source.unavailable (retryable), source.unreadable (credentials, grants),
-        source.not_found (table or column, with what exists), source.malformed (the cursor column holds nulls
-        or an infinite value), declaration.invalid (the query does not run).
+        source.not_found (table or column, with what exists), source.malformed (the cursor column holds an infinite
+        value, numbers as text, or values of another type than before), declaration.invalid (the query does not run,
+        the overlap does not fit the cursor's type).
         """
         name = self._source.table or "query"
         with self._open() as (database, where):
             if self._source.cursor_column is None:
                 return [Unit(source_id=name, uri=f"{where}#{name}")]
-            part = database.high_water(cursor)
-        if part is None:
+            plan = database.plan(cursor)
+        if plan is None:
             return []
+        after, reading = (cursor.value, cursor.reading) if cursor else (None, 0)
+        through = plan.part.through
+        # What a slice holds depends on what was read before: two of them never have one name.
+        number = f"#{reading + 1}" if reading else ""
         return [
             Unit(
-                source_id=f"{name}[{self._source.cursor_column}:{part.after or ''}..{part.through}]",
+                source_id=f"{name}[{self._source.cursor_column}:{after or ''}..{through or ''}]{number}",
                 uri=f"{where}#{name}",
-                cursor=part.through,
-                options={"after": part.after, "kind": part.kind},
+                cursor=through or "",
+                options={"part": plan.part},
+                slice=Slice(Cursor(through, plan.part.kind, reading, plan.memory), plan.notes),
             )
         ]
 
@@ -167,15 +197,13 @@ class SqlConnector:
 
         Raises BareCountError as `discover` does, and source.unavailable when the connection is lost half way.
         """
-        part = None
-        if unit.cursor is not None:
-            part = _Slice(unit.options["after"], unit.cursor, unit.options["kind"])
+        part: _Slice | None = unit.options.get("part")
         before = 0
         with self._open() as (database, where):
             refuse_names([column.name for column in database.columns], schema, where, _subject(self._source))
             for rows in database.rows(part, schema):
                 parsed = np.arange(rows.length)
-                yield assemble(
+                batch = assemble(
                     schema,
                     rows.columns,
                     rows.extra,
@@ -185,7 +213,13 @@ class SqlConnector:
                     faults=check(schema, rows.columns, parsed),
                     payload=rows.payloads,
                 )
+                yield batch if part is None else replace(batch, fingerprints=self._fingerprints(rows, part))
                 before += rows.length
+
+    def _fingerprints(self, rows: _Rows, part: _Slice) -> Fingerprints:
+        assert rows.texts is not None and self._source.cursor_column is not None
+        measure = _measure(part.kind, rows.texts[self._source.cursor_column])
+        return of_texts(rows.texts, self._source.cursor_column, measure, ever=False)
 
     @contextmanager
     def _open(self) -> Iterator[tuple[_Database, str]]:
@@ -275,15 +309,89 @@ def _no_such_table(
     )
 
 
-def _unfit_cursor(source: SqlSource, where: str, found: str) -> BareCountError:
+def _unfit_cursor(source: SqlSource, where: str, found: str, hint: str | None = None) -> BareCountError:
     return BareCountError(
         ErrorCode.SOURCE_MALFORMED,
         f"cursor column {source.cursor_column} of {_subject(source)} in {where} holds {found}",
-        hint="declare a column that is never null and only grows, or none to read all rows every time",
+        hint=hint or "declare a column that only grows, or none to read all rows every time",
     )
 
 
-_NULLS = "nulls: those rows would never be read"
+_NUMBER_KINDS = frozenset({
+    "int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid", "int", "float", "Decimal"})
+_TIME_KINDS = frozenset({"date", "timestamp", "timestamptz", "datetime"})
+_TEXT_KINDS = frozenset({"text", "varchar", "bpchar", "name", "str"})
+
+
+def _family(kind: str) -> str:
+    """Kinds whose values can be compared with each other."""
+    families = {"numbers": _NUMBER_KINDS, "dates or timestamps": _TIME_KINDS, "texts": _TEXT_KINDS}
+    return next((name for name, kinds in families.items() if kind in kinds), kind)
+
+
+def _measure(kind: str, values: pa.Array) -> Measure:
+    """What values of the kind are measured in. Instants of the years 1 to 9999 are in the order of their texts."""
+    if kind in _NUMBER_KINDS and kind != "money":
+        return "number"
+    if kind in _TEXT_KINDS:
+        return "text"
+    if kind in _TIME_KINDS:
+        ordinary = pc.match_substring_regex(values, r"\A[0-9]{4}-[^B]*\z")
+        return "text" if pc.all(ordinary, min_count=0).as_py() else "none"
+    return "none"
+
+
+def _floor(cursor: Cursor | None) -> str | None:
+    """The value up to which a release that kept no fingerprints read."""
+    if cursor is None:
+        return None
+    floor = cursor.memory.get("floor")
+    return cursor.value if floor is None and cursor.kind is None else floor
+
+
+def _overlap(source: SqlSource, kind: str) -> float:
+    """The declared overlap, in the numbers of a numeric cursor, in seconds of one in time.
+
+    Raises BareCountError declaration.invalid where the cursor's type has none.
+    """
+    family, overlap = _family(kind), source.overlap
+    if family == "dates or timestamps" or not overlap:
+        return seconds_of(overlap)
+    if family == "numbers" and not isinstance(overlap, str):
+        return overlap
+    raise BareCountError(
+        ErrorCode.DECLARATION_INVALID,
+        f"overlap of source {source.name} is {overlap!r}, and its cursor column {source.cursor_column} is {kind}",
+        hint="a number goes with a numeric cursor, a duration or seconds with dates and timestamps, none with text",
+    )
+
+
+def _require_family(source: SqlSource, where: str, cursor: Cursor, kind: str) -> None:
+    """Raise source.malformed when stored and found values cannot be compared."""
+    if cursor.kind is not None and _family(cursor.kind) != _family(kind):
+        raise _unfit_cursor(
+            source, where, f"values of type {kind} now; the last one read, {cursor.value}, is of type {cursor.kind}",
+            f"`barecount sources cursor PIPELINE {source.name} --reset --reason WHY` reads all of it and keeps what is "
+            "new; or declare a query that gives the column the type it had",
+        )
+
+
+def _numbers_as_text(source: SqlSource, where: str, high: str) -> BareCountError:
+    return _unfit_cursor(
+        source, where, f"numbers as text: {high!r} is behind longer ones, as texts are compared by code point",
+        "declare a query that casts the column to a number; numbers of equal length, zeros first, would do too",
+    )
+
+
+_DIGITS = re.compile("[0-9]+")
+_WENT_BACK = (
+    "the highest {column} is {high}, below {value}, which was read before: all rows were compared with those read "
+    "before, and reading goes on from {high}; rows that are gone cannot be seen here"
+)
+_OTHER_SERVER = (
+    "the source is another server than at the last reading, or was restored: all rows were compared with those read "
+    "before"
+)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -400,14 +508,56 @@ _SESSION = """
 select set_config('datestyle', 'ISO, YMD', true), set_config('timezone', 'UTC', true),
        set_config('intervalstyle', 'iso_8601', true), set_config('bytea_output', 'hex', true),
        set_config('extra_float_digits', '1', true),
-       set_config('barecount.after', $1, true), set_config('barecount.through', $2, true)
+       set_config('barecount.low', $1, true), set_config('barecount.through', $2, true),
+       set_config('barecount.floor', $3, true)
 """
 
 _HIGH_WATER = """
-select (select {cursor}::text from {source} where {cursor} is not null and {after}
-         order by {cursor} desc limit 1),
+select (select {cursor}::text from {source} where {cursor} is not null order by {ordered} desc limit 1),
        exists (select 1 from {source} where {cursor} is null)
 """  # not max(), which some types with an order lack: uuid, boolean
+
+_IS_BELOW = "select {through} < {low}"
+
+_LONGER_NUMBER = """
+select exists (select 1 from {source} where length({cursor}) > {length} and {ordered} >= '0' and {ordered} < ':')
+"""
+
+_LOWERED = {  # the first value of a slice that overlaps the last one
+    "date": "select ({low} - {days})::text",
+    "timestamp": "select ({low} - make_interval(secs => {amount}))::text",
+    "timestamptz": "select ({low} - make_interval(secs => {amount}))::text",
+    "numeric": "select ({low} - {amount}::numeric)::text",
+    "money": "select ({low} - {amount}::numeric::money)::text",
+    "float4": "select ({low} - {amount}::float8)::float4::text",
+    "float8": "select ({low} - {amount}::float8)::text",
+}
+_LEAST = {"int2": -(1 << 15), "int4": -(1 << 31), "int8": -(1 << 63), "oid": 0}
+
+# Ordinary and partitioned tables and materialized views have rows that know the transaction that wrote them.
+_SNAPSHOT = """
+select txid_snapshot_xmin(txid_current_snapshot()), txid_snapshot_xmax(txid_current_snapshot()),
+       case when has_function_privilege('pg_control_system()', 'execute')
+            then (select system_identifier::text from pg_control_system()) end,
+       case when has_function_privilege('pg_control_checkpoint()', 'execute')
+            then (select timeline_id from pg_control_checkpoint()) end,
+       exists (select 1 from pg_class where oid = to_regclass(nullif($1, '')) and relkind in ('r', 'p', 'm'))
+"""
+
+# A row knows 32 of its transaction's 64 bits; it is of the last 2^32 transactions, or so old that reading it once more
+# does no harm. A part of a transaction (a savepoint's) has a number of its own, above that of the whole.
+_LATE = """
+source.xmin::text::bigint + {base} - case when source.xmin::text::bigint + {base} >= {next} then 4294967296 else 0 end
+    >= {late}
+"""
+
+_ANY_LATE = "select exists (select 1 from {source} where {late} and {cursor} is not null and not ({from_low}))"
+
+_PART = """
+({cursor} is null or {ordered} <= {through})
+and ({cursor} is null or ({from_low} and {above_floor}) or {late}
+     or ({above_floor} and {cursor} in (select {cursor} from {source} where {late})))
+"""
 
 _TEXTS = frozenset({"text", "varchar", "bpchar", "name"})
 _NUMBERS = frozenset({"int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid"})
@@ -453,45 +603,104 @@ class _Postgres:
             for f in arrow
         ]
 
-    def high_water(self, after: str | None) -> _Slice | None:
+    def plan(self, cursor: Cursor | None) -> _Plan | None:
         kind = next(c.type for c in self.columns if c.name == self._declared.cursor_column) or ""
-        self._bind(after, None)
-        high, nulls = self._row(self._sql(_HIGH_WATER, cursor=self._cursor, after=self._after(after, kind)))
-        if nulls:
-            raise _unfit_cursor(self._declared, self._where, _NULLS)
-        if high is None:
-            return None
+        declared, where = self._declared, self._where
+        overlap = _overlap(declared, kind)
+        self._bind()
+        high, nulls = self._row(self._sql(_HIGH_WATER, ordered=self._ordered(kind)))
         if high in ("infinity", "Infinity", "NaN"):
-            raise _unfit_cursor(self._declared, self._where, f"{high}: no later row could be newer")
-        return _Slice(after, high, kind)
+            raise _unfit_cursor(declared, where, f"{high}: no later row could be newer")
+        if high and kind in _TEXTS and _DIGITS.fullmatch(high) and self._row(
+                self._sql(_LONGER_NUMBER, ordered=self._ordered(kind), length=sql.Literal(len(high))))[0]:
+            raise _numbers_as_text(declared, where, high)
+        value = cursor and cursor.value
+        if high is None and not nulls and value is None:
+            return None
+        memory, late, other_server = self._snapshot(cursor)
+        floor = _floor(cursor)
+        if floor is not None:
+            memory["floor"] = floor
+        if cursor is None or value is None:
+            return _Plan(_Slice(kind, None, high, floor), memory)
+        if high is not None:
+            _require_family(declared, where, cursor, kind)
+        self._bind(value, high)
+        if high is None or self._row(self._sql(_IS_BELOW, **self._ends(kind)))[0]:
+            note = _WENT_BACK.format(column=declared.cursor_column, high=high or "gone", value=value)
+            return _Plan(_Slice(kind, None, high, floor), memory, (note,))
+        if other_server:
+            return _Plan(_Slice(kind, None, high, floor), memory, (_OTHER_SERVER,))
+        return _Plan(_Slice(kind, self._lowered(kind, value, overlap), high, floor, late), memory)
+
+    def _snapshot(self, cursor: Cursor | None) -> tuple[dict[str, Any], int | None, bool]:
+        """What to remember of this moment, from which transaction on rows are late, and whether those numbers are
+        another server's than the remembered ones.
+        """
+        if self._declared.late_commits != "snapshot" or self._relation is None:
+            return {}, None, False
+        oldest, following, system, timeline, has_transactions = self._row(_SNAPSHOT, self._relation)
+        if not has_transactions:
+            return {}, None, False
+        memory = {"oldest_transaction": oldest, "server": [system, timeline]}
+        remembered = dict(cursor.memory) if cursor else {}
+        if "oldest_transaction" not in remembered:
+            return memory, None, False
+        late = remembered["oldest_transaction"]
+        return memory, late, remembered["server"] != memory["server"] or following < late
+
+    def _lowered(self, kind: str, value: str, overlap: float) -> str:
+        if not overlap:
+            return value
+        if kind in _LEAST:
+            return str(max(_LEAST[kind], int(value) - math.ceil(overlap)))
+        amounts = {"amount": sql.Literal(overlap), "days": sql.Literal(math.ceil(overlap / 86_400))}
+        return self._row(self._sql(_LOWERED[kind], **self._ends(kind), **amounts))[0]
 
     def rows(self, part: _Slice | None, schema: ExtractorSchema) -> Iterator[_Rows]:
         fields = {field.source_name: field for field in schema.fields}
         carriers = [_Carrier(column, fields.get(column.name)) for column in self.columns]
+        terms = [term for carrier in carriers for term in carrier.terms()]
         condition: sql.Composable = sql.SQL("true")
+        self._bind(part and part.low, part and part.through, part and part.floor)
         if part:
-            condition = sql.SQL(
-                "{after} and {cursor} <= current_setting('barecount.through')::{kind}"
-            ).format(
-                after=self._after(part.after, part.kind), cursor=self._cursor, kind=sql.Identifier(part.kind)
-            )
-        self._bind(part and part.after, part and part.through)
+            condition = self._condition(part)
+            terms += [term for carrier in carriers for term in carrier.text_terms()]
         statement = self._sql(
             "select {terms} from {source} where {condition} order by {order}",
-            terms=sql.SQL(", ").join(term for carrier in carriers for term in carrier.terms()),
+            terms=sql.SQL(", ").join(terms),
             condition=condition,
-            order=sql.SQL(", ").join(self._order()),
+            order=sql.SQL(", ").join(self._order(part)),
         )
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
             with cursor.fetch_record_batch() as reader:
                 for batch in _batches(reader):
-                    yield _arrow_rows(batch, carriers, schema)
+                    yield _arrow_rows(batch, carriers, schema, with_texts=part is not None)
 
-    def _order(self) -> Iterator[sql.Composable]:
+    def _condition(self, part: _Slice) -> sql.Composable:
+        never, always = sql.SQL("false"), sql.SQL("true")
+        ends, ordered = self._ends(part.kind), self._ordered(part.kind)
+        compared = sql.SQL("{} {} {}")
+        from_low = always if part.low is None else compared.format(ordered, sql.SQL(">="), ends["low"])
+        late: sql.Composable = never
+        if part.late is not None:
+            following = self._row("select txid_snapshot_xmax(txid_current_snapshot())")[0]
+            late = sql.SQL(_LATE).format(
+                base=sql.Literal(following >> 32 << 32), next=sql.Literal(following), late=sql.Literal(part.late))
+            if not self._row(self._sql(_ANY_LATE, late=late, from_low=from_low))[0]:
+                late = never
+        return sql.SQL(_PART).format(
+            source=self._source, cursor=self._cursor, ordered=ordered, late=late,
+            through=ends["through"] if part.through is not None else sql.SQL("null"),
+            from_low=from_low,
+            above_floor=always if part.floor is None else compared.format(ordered, sql.SQL(">"), ends["floor"]),
+        )
+
+    def _order(self, part: _Slice | None) -> Iterator[sql.Composable]:
         """ORDER BY terms: cursor, then declared columns, else the key, else the row as text in byte order."""
-        if self._declared.cursor_column:
-            yield self._cursor
+        if part:
+            yield self._ordered(part.kind)
         names: Sequence[str] = self._declared.order_by
         if not names and self._relation:
             with self._connection.cursor() as cursor:
@@ -503,14 +712,20 @@ class _Postgres:
             everything = sql.SQL(", ").join(_of_source(column.name) for column in self.columns)
             yield sql.SQL('row({})::text collate "C"').format(everything)
 
-    def _after(self, after: str | None, kind: str) -> sql.Composable:
-        if after is None:
-            return sql.SQL("true")
-        compared = sql.SQL("{} > current_setting('barecount.after')::{}")
-        return compared.format(self._cursor, sql.Identifier(kind))
+    def _ordered(self, kind: str) -> sql.Composable:
+        """The cursor column in the order in which its values are compared: texts by code point."""
+        return sql.SQL('{} collate "C"').format(self._cursor) if kind in _TEXTS else self._cursor
 
-    def _bind(self, after: str | None, through: str | None) -> None:
-        self._row(_SESSION, after or "", through or "")
+    def _ends(self, kind: str) -> dict[str, sql.Composable]:
+        """The ends of a slice as they were bound, in the cursor's type."""
+        bound = sql.SQL("current_setting({})::{}")
+        return {
+            name: bound.format(sql.Literal(f"barecount.{name}"), sql.Identifier(kind))
+            for name in ("low", "through", "floor")
+        }
+
+    def _bind(self, low: str | None = None, through: str | None = None, floor: str | None = None) -> None:
+        self._row(_SESSION, low or "", through or "", floor or "")
 
     def _row(self, statement: str, *parameters: str) -> tuple[Any, ...]:
         with self._connection.cursor() as cursor:
@@ -518,7 +733,7 @@ class _Postgres:
             return cursor.fetchone()
 
     def _sql(self, template: str, **parts: sql.Composable) -> str:
-        return sql.SQL(template).format(source=self._source, **parts).as_string(None)
+        return sql.SQL(template).format(source=self._source, cursor=self._cursor, **parts).as_string(None)
 
 
 def _of_source(column: str) -> sql.Identifier:
@@ -571,6 +786,20 @@ class _Carrier:
             return [sql.SQL("{}::numeric::text").format(name)]
         return [sql.SQL("{}::text").format(name)]
 
+    @property
+    def _is_text(self) -> bool:
+        return self.field is not None and self.column.type in _TEXTS
+
+    def text_terms(self) -> list[sql.Composable]:
+        """Terms for the column's own text, whatever the contract makes of it, where `terms` has it not."""
+        return [] if self._is_text else [sql.SQL("{}::text").format(_of_source(self.column.name))]
+
+    def text(self, arrays: Sequence[pa.Array], texts: Iterator[pa.Array]) -> pa.Array:
+        """The column's own text; numbers without the zeros that tell of the column."""
+        if self._is_text:
+            return arrays[0]
+        return _trimmed(next(texts)) if self.column.type in _NUMBERS else next(texts)
+
     def parsed(self, arrays: Sequence[pa.Array]) -> Column:
         """The contract's column. `arrays` holds one per term."""
         assert self.field is not None
@@ -612,8 +841,10 @@ class _Carrier:
         return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _arrow_rows(batch: pa.RecordBatch, carriers: Sequence[_Carrier], schema: ExtractorSchema) -> _Rows:
-    """A batch with the carriers' terms as columns."""
+def _arrow_rows(
+    batch: pa.RecordBatch, carriers: Sequence[_Carrier], schema: ExtractorSchema, *, with_texts: bool
+) -> _Rows:
+    """A batch with the carriers' terms as columns, and after them their texts."""
     arrays = iter(batch.columns)
     carried = {
         carrier.column.name: (carrier, [next(arrays) for _ in carrier.terms()]) for carrier in carriers
@@ -633,6 +864,7 @@ def _arrow_rows(batch: pa.RecordBatch, carriers: Sequence[_Carrier], schema: Ext
         [parsed(field) for field in schema.fields],
         json_objects({name: own[0] for name, (carrier, own) in carried.items() if carrier.field is None}),
         payload,
+        {name: carrier.text(own, arrays) for name, (carrier, own) in carried.items()} if with_texts else None,
     )
 
 
@@ -811,32 +1043,59 @@ class _Other:
             self.columns = [_SourceColumn(name, None) for name in names]
             self._source = sa.text(query).columns(*map(sa.column, dict.fromkeys(names))).subquery("source")
 
-    def high_water(self, after: str | None) -> _Slice | None:
-        column = self._source.c[self._declared.cursor_column]
-        if self._connection.execute(sa.select(column).where(column.is_(None)).limit(1)).first():
-            raise _unfit_cursor(self._declared, self._where, _NULLS)
-        high = self._connection.scalar(sa.select(sa.func.max(column)))
-        if high is not None and after is not None:  # the cursor is of the type the column has
-            low = _CURSORS[self._kind(high)].decode(after)
-            high = self._connection.scalar(sa.select(sa.func.max(column)).where(column > low))
-        if high is None:
+    def plan(self, cursor: Cursor | None) -> _Plan | None:
+        declared, where = self._declared, self._where
+        plain = self._source.c[declared.cursor_column]
+        some = self._connection.scalar(sa.select(plain).where(plain.is_not(None)).limit(1))
+        nulls = self._connection.execute(sa.select(plain).where(plain.is_(None)).limit(1)).first() is not None
+        column = self._ordered(some)
+        high = None if some is None else self._connection.scalar(sa.select(sa.func.max(column)))
+        value = cursor and cursor.value
+        if high is None and not nulls and value is None:
             return None
-        kind = self._kind(high)
-        return _Slice(after, _CURSORS[kind].encode(high), kind)
+        kind = cursor.kind or "str" if high is None and cursor else self._kind("" if high is None else high)
+        overlap = 0 if high is None else _overlap(declared, kind)
+        longer = sa.select(plain).where(sa.func.length(column) > len(str(high)), column >= "0", column < ":").limit(1)
+        if isinstance(high, str) and _DIGITS.fullmatch(high) and self._connection.scalar(longer):
+            raise _numbers_as_text(declared, where, high)
+        through = None if high is None else _CURSORS[kind].encode(high)
+        floor = _floor(cursor)
+        memory = {} if floor is None else {"floor": floor}
+        if cursor is None or value is None:
+            return _Plan(_Slice(kind, None, through, floor), memory)
+        if high is not None:
+            _require_family(declared, where, cursor, kind)
+        last = _CURSORS[cursor.kind or kind].decode(value)
+        if high is None or _comparable(high) < _comparable(last):
+            note = _WENT_BACK.format(column=declared.cursor_column, high=through or "gone", value=value)
+            return _Plan(_Slice(kind, None, through, floor), memory, (note,))
+        low = _in_kind(_lowered(last, overlap), kind)
+        return _Plan(_Slice(kind, _CURSORS[kind].encode(low), through, floor), memory)
+
+    def _ordered(self, value: Any) -> Any:
+        """The cursor column in the order in which its values are compared: texts by code point."""
+        column = self._source.c[self._declared.cursor_column]
+        collation = _BY_CODE_POINT.get(self._connection.dialect.name)
+        return column.collate(collation) if isinstance(value, str) and collation else column
 
     def rows(self, part: _Slice | None, schema: ExtractorSchema) -> Iterator[_Rows]:
         source, declared, names = self._source, self._declared, [column.name for column in self.columns]
         statement = sa.select(*source.c)
         if part:
-            column, cursor = source.c[declared.cursor_column], _CURSORS[part.kind]
-            statement = statement.where(column <= cursor.decode(part.through)).order_by(column)
-            if part.after is not None:
-                statement = statement.where(column > cursor.decode(part.after))
+            plain, cursor = source.c[declared.cursor_column], _CURSORS[part.kind]
+            column = self._ordered(part.through) if part.kind == "str" else plain
+            within = sa.false() if part.through is None else column <= cursor.decode(part.through)
+            if part.low is not None:
+                within = within & (column >= cursor.decode(part.low))
+            if part.floor is not None:
+                within = within & (column > cursor.decode(part.floor))
+            statement = statement.where(plain.is_(None) | within).order_by(column)
         statement = statement.order_by(*(source.c[name] for name in declared.order_by or self._key or names))
         options = {"stream_results": True, "max_row_buffer": declared.batch_rows}
         with self._connection.execute(statement, execution_options=options) as result:
             for rows in result.partitions(declared.batch_rows):
-                yield _python_rows(dict(zip(names, zip(*rows, strict=True), strict=True)), len(rows), schema)
+                columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+                yield _python_rows(columns, len(rows), schema, with_texts=part is not None)
 
     def _kind(self, value: Any) -> str:
         kind = type(value).__name__
@@ -844,6 +1103,44 @@ class _Other:
             found = f"values of type {kind}; allowed are {', '.join(_CURSORS)}"
             raise _unfit_cursor(self._declared, self._where, found)
         return kind
+
+
+_BY_CODE_POINT = {"sqlite": "BINARY", "mysql": "utf8mb4_bin", "mariadb": "utf8mb4_bin", "mssql": "Latin1_General_BIN2"}
+"""Collations of dialects whose own may hold two texts for equal, or order them by language."""
+
+
+def _comparable(value: Any) -> Any:
+    """Dates beside timestamps, and timestamps with a zone beside those without, are compared as UTC."""
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+    return dt.datetime.combine(value, dt.time()) if isinstance(value, dt.date) else value
+
+
+def _in_kind(value: Any, kind: str) -> Any:
+    """A value of the family in a kind of it, not above what it was: the column's type may have changed."""
+    if kind == "int":
+        return math.floor(value)
+    if kind == "date" and isinstance(value, dt.datetime):
+        return value.date()
+    return _comparable(value) if kind == "datetime" and not isinstance(value, dt.datetime) else value
+
+
+def _lowered(value: Any, overlap: float) -> Any:
+    """A cursor value less the overlap: in its own numbers, or in seconds."""
+    match value:
+        case _ if not overlap:
+            return value
+        case int():
+            return value - math.ceil(overlap)
+        case Decimal():
+            return value - Decimal(str(overlap))
+        case float():
+            return value - overlap
+        case dt.datetime():
+            return value - dt.timedelta(seconds=overlap)
+        case dt.date():
+            return value - dt.timedelta(days=math.ceil(overlap / 86_400))
+    return value
 
 
 @dataclass(frozen=True)
@@ -864,7 +1161,9 @@ _CURSORS = {
 }
 
 
-def _python_rows(found: Mapping[str, Sequence[Any]], length: int, schema: ExtractorSchema) -> _Rows:
+def _python_rows(
+    found: Mapping[str, Sequence[Any]], length: int, schema: ExtractorSchema, *, with_texts: bool = False
+) -> _Rows:
     """Rows from columns of driver values, by the source's names."""
     declared = {field.source_name for field in schema.fields}
     return _Rows(
@@ -878,6 +1177,10 @@ def _python_rows(found: Mapping[str, Sequence[Any]], length: int, schema: Extrac
             }
         ),
         lambda row: _json_object((name, _json(values[row])) for name, values in found.items()),
+        {
+            name: pa.array([None if value is None else _plain_text(value) for value in values], pa.string())
+            for name, values in found.items()
+        } if with_texts else None,
     )
 
 
@@ -935,6 +1238,17 @@ def _text(value: Any, field: Field | None = None) -> str:
         case dict() | list():
             return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
+
+
+def _plain_text(value: Any) -> str:
+    """A driver's value as text; numbers without the zeros that tell of the column."""
+    match value:
+        case bool():
+            return _text(value)
+        case Decimal() | float() if math.isfinite(value):
+            plain = format(value if isinstance(value, Decimal) else Decimal(repr(value)), "f")
+            return plain.rstrip("0").rstrip(".") if "." in plain else plain
+    return _text(value)
 
 
 def _json(value: Any) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from barecount_assets.stages.ingestion.connectors.references import Lookup
 from barecount_assets.stages.ingestion.connectors.rest import RestConnector
-from barecount_assets.stages.ingestion.records import ChangedInReading, ExtractorSchema, Field, Window
+from barecount_assets.stages.ingestion.records import ChangedInReading, Cursor, ExtractorSchema, Field, Window
 from resources.governance.sources import RestSource
 from resources.runtime.errors import BareCountError, ErrorCode
 
@@ -186,7 +186,7 @@ class TestReading:
                 params={"since": "{cursor}", "before": "{until}"},
                 incremental={"start": "2026-01-01T00:00:00Z"},
             )
-            (unit,) = reader.connector.discover(WINDOW, "2026-03-05T00:00:00Z")
+            (unit,) = reader.connector.discover(WINDOW, Cursor("2026-03-05T00:00:00Z"))
             for _ in range(2):
                 list(reader.connector.read(unit, SCHEMA))
         assert (

@@ -14,7 +14,7 @@ import pytest
 
 from barecount_assets.stages.ingestion.connectors.references import Lookup
 from barecount_assets.stages.ingestion.connectors.sql import SqlConnector
-from barecount_assets.stages.ingestion.records import ExtractorSchema, Field, Window
+from barecount_assets.stages.ingestion.records import Cursor, ExtractorSchema, Field, Window
 from resources.governance.sources import SqlSource
 from resources.runtime import embedded
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -104,6 +104,15 @@ def read(source, cursor=None, schema=SCHEMA):
     return rows
 
 
+def rows_of(source, unit, schema, column):
+    return [value for batch in source.read(unit, schema) for value in batch.rows.column(column).to_pylist()]
+
+
+def rows_after(source, cursor, schema):
+    units = source.discover(WINDOW, cursor)
+    return [row for unit in units for batch in source.read(unit, schema) for row in batch.rows.to_pylist()]
+
+
 def rejects(source, schema=SCHEMA):
     (unit,) = source.discover(WINDOW, None)
     return [reject for batch in source.read(unit, schema) for reject in batch.rejects.to_pylist()]
@@ -166,11 +175,22 @@ class TestBothDatabases:
             row for batch in source.read(first, SCHEMA) for row in batch.rows.column("order_id").to_pylist()
         ]
         assert sorted(before) == [1, 2, 3]
-        (second,) = source.discover(WINDOW, first.cursor)
+        (second,) = source.discover(WINDOW, Cursor(first.cursor))
         assert second.source_id != first.source_id
         for _ in range(2):
             assert [b.rows.column("note").to_pylist() for b in source.read(second, SCHEMA)] == [["new"]]
-        assert source.discover(WINDOW, second.cursor) == []
+        assert rows_after(source, Cursor(second.cursor), SCHEMA) == []
+
+    def test_the_last_value_is_read_again_with_all_that_was_read_as_fingerprints(self, orders):
+        dsn, table, connection = orders
+        source = connector(dsn, table=table, cursor_column="Id")
+        (first,) = source.discover(WINDOW, None)
+        before = {mark for b in source.read(first, SCHEMA) for mark in b.fingerprints.digests.tolist()}
+        insert(connection, ".".join(f'"{part}"' for part in table.split(".")), 7, "7", None, "2026-02-01 00:00:00", "x")
+        (second,) = source.discover(WINDOW, first.slice.cursor)
+        (batch,) = source.read(second, SCHEMA)
+        assert batch.rows.column("order_id").to_pylist() == [3, 7]
+        assert [mark in before for mark in batch.fingerprints.digests.tolist()] == [True, False]
 
     def test_rows_of_a_slice_come_in_the_order_of_the_cursor(self, orders):
         dsn, table, _ = orders
@@ -190,11 +210,13 @@ class TestBothDatabases:
         assert observed.names == ("Id", "amount", "ordered_on", "changed_at", "note")
         assert len(observed.types) == len(observed.nullable) == 5
 
-    def test_a_null_cursor_is_refused_because_its_row_would_never_be_read(self, orders):
+    def test_rows_without_a_cursor_value_are_read_every_time(self, orders):
         dsn, table, _ = orders
-        with pytest.raises(BareCountError, match="cursor column ordered_on .* holds nulls") as refused:
-            connector(dsn, table=table, cursor_column="ordered_on").discover(WINDOW, None)
-        assert refused.value.code is ErrorCode.SOURCE_MALFORMED
+        source = connector(dsn, table=table, cursor_column="ordered_on")
+        (first,) = source.discover(WINDOW, None)
+        assert sorted(rows_of(source, first, SCHEMA, "order_id")) == [1, 2, 3]
+        (second,) = source.discover(WINDOW, first.slice.cursor)
+        assert sorted(rows_of(source, second, SCHEMA, "order_id")) == [2, 3]
 
     def test_an_unknown_table_is_refused_with_the_tables_there(self, orders):
         dsn, table, _ = orders
@@ -234,7 +256,7 @@ class TestBothDatabases:
         connection.execute(f"insert into {schema}{odd} values (5)")
         fields = ExtractorSchema((Field("b", 'b"%s:c{}', pa.int64()),))
         source = connector(dsn, table=f'{schema}a";drop', cursor_column='b"%s:c{}')
-        assert read(source, "4", fields).column("b").to_pylist() == [5]
+        assert read(source, Cursor("4"), fields).column("b").to_pylist() == [5]
 
 
 class TestPostgres:
@@ -329,13 +351,13 @@ class TestPostgres:
         erp.execute(f"create table erp.steps (c {type_} not null, n int)")
         source = connector(postgres, table="erp.steps", cursor_column="c")
         schema = ExtractorSchema((Field("n", "n", pa.int64()),))
-        cursor = None
+        cursor = None  # then one that an earlier release stored: the value alone
         for number, value in enumerate(values):
             erp.execute(f"insert into erp.steps values (%s::{type_}, %s)", (value, number))
             (unit,) = source.discover(WINDOW, cursor)
             assert [b.rows.column("n").to_pylist() for b in source.read(unit, schema)] == [[number]]
-            cursor = unit.cursor
-        assert source.discover(WINDOW, cursor) == []
+            cursor = Cursor(unit.cursor)
+        assert rows_after(source, cursor, schema) == []
 
     def test_a_query_with_twin_columns_is_refused(self, postgres, erp):
         with pytest.raises(BareCountError, match="more than one column named a") as refused:
@@ -386,7 +408,7 @@ class TestPostgres:
     def test_a_slice_streams_too(self, postgres, erp):
         query = "select i as \"Id\", repeat('x', 200) as note from generate_series(1, 300000) as i"
         source = connector(postgres, query=query, cursor_column="Id")
-        stream = source.read(source.discover(WINDOW, "1000")[0], SCHEMA)
+        stream = source.read(source.discover(WINDOW, Cursor("1000"))[0], SCHEMA)
         first = next(stream)
         assert first.rows.num_rows < 200_000
         assert first.rows.num_rows + sum(batch.rows.num_rows for batch in stream) == 299_000

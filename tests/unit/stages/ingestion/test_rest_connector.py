@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from barecount_assets.stages.ingestion.connectors import rest
 from barecount_assets.stages.ingestion.connectors.rest import RestConnector, next_link
-from barecount_assets.stages.ingestion.records import Window
+from barecount_assets.stages.ingestion.records import Cursor, Window
 from resources.governance.sources import RestSource
 
 WINDOW = Window(dt.date(2026, 1, 31), dt.date(2026, 2, 2))
@@ -56,7 +56,7 @@ class TestUnits:
         )
         (first,) = connector.discover(WINDOW, None)
         assert first.source_id == "2026-01-01T00:00:00Z..2026-03-05T12:00:00Z"
-        (second,) = connector.discover(WINDOW, "2026-03-01T00:00:00Z")
+        (second,) = connector.discover(WINDOW, Cursor("2026-03-01T00:00:00Z"))
         assert second.cursor == "2026-03-05T12:00:00Z"
         assert dict(httpx.URL(second.uri).params) == {
             "since": "2026-03-01T00:00:00Z",
@@ -68,8 +68,8 @@ class TestUnits:
             source(**INCREMENTAL),
             now=lambda: dt.datetime(2026, 3, 5, 12, 1, tzinfo=dt.UTC),
         )
-        assert connector.discover(WINDOW, "2026-03-05T12:00:00Z") == []
-        assert connector.discover(WINDOW, "2026-03-05T13:00:00Z") == []
+        assert connector.discover(WINDOW, Cursor("2026-03-05T12:00:00Z")) == []
+        assert connector.discover(WINDOW, Cursor("2026-03-05T13:00:00Z")) == []
 
     def test_parameters_join_the_query_of_the_url_and_are_encoded(self):
         (unit,) = RestConnector(source(url="https://api.example/x?a=1", params={"q": "a&b c"})).discover(
