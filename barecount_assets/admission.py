@@ -143,6 +143,19 @@ def admit_export_of_records(
     return decisions
 
 
+def admit_definitions(
+    environment: StageEnvironment, pipeline: str, tenant_id: str, definitions: tuple[str, ...],
+    digests: Sequence[str], reason: str, *, requested_by: str, now: dt.datetime,
+) -> list[Decision]:
+    """Ask whether changed definitions may keep their versions, provided that they compute the same. Raises the same."""
+    datasets = _datasets(environment.declarations.contracts_of(pipeline))
+    facts = points.DefinitionChange(
+        tenant=tenant_id, pipeline=pipeline, datasets=datasets, definitions=definitions, reason=reason)
+    policies = PolicySet.of(environment.declarations.policies)
+    occurrence = canonical_hash([list(digests), policies.fingerprint(facts.point)])
+    return _admit(environment, Question(facts, ", ".join(definitions), requested_by, occurrence), now)
+
+
 def admit_publication(
     environment: StageEnvironment, connection: psycopg.Connection, manifest: Pipeline, tenant_id: str, token: str,
     gates: int,

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from barecount_assets import admission
+from barecount_assets import admission, definition_changes
 from barecount_assets.instance import open_instance
 from barecount_assets.stages import completeness, dbt, execute
 from barecount_assets.stages.completeness import SourceShares
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance.approvals import RunRequested
 from resources.governance.manifests import Pipeline
+from resources.governance.policies import current_user
 from resources.runners.facade import Progress
 from resources.runners.stage import CheckOutcome, Placement, Stage, StageReceipt, StageSpec, iso_window
 from resources.runtime import logs
@@ -36,7 +37,11 @@ _STAGES_AFTER_INGESTION = (Stage.CALENDAR, Stage.NORMALIZATION, Stage.KPI_BUILD,
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What was asked for, and by whom (the operating system's user where it is left out)."""
+    """What was asked for, and by whom (the operating system's user where it is left out).
+
+    Attributes:
+        accept_definition: why definitions that changed under their version are said to compute the same.
+    """
 
     pipeline: str
     tenant_id: str
@@ -44,6 +49,7 @@ class RunRequest:
     end: dt.date
     source_paths: Mapping[str, str] = field(default_factory=dict)
     requested_by: str = ""
+    accept_definition: str | None = None
 
 
 @dataclass
@@ -142,7 +148,8 @@ def run(
 
     Raises:
         BareCountError: declaration.unknown, run.in_progress, source.not_found, contract.breaking, contract.immutable,
-            policy.denied, approval.required before anything starts. What stops the run later is in the outcome.
+            definition.changed, policy.denied, approval.required before anything starts. What stops the run later is in
+            the outcome.
     """
     manifest = environment.declarations.effective(request.pipeline, request.tenant_id)
     with environment.run_lock(request.tenant_id, request.pipeline) as check_lock:
@@ -155,7 +162,11 @@ def run(
         decisions = admission.admit_run(environment, asked, trigger="command", requested_by=request.requested_by)
         numbers = [decision.decision_id for decision in decisions]
         dbt.parse_ahead(environment.settings)
+        acceptance = None if request.accept_definition is None else definition_changes.Acceptance(
+            request.accept_definition, request.requested_by or current_user())
+        definition_changes.admit(environment, request.pipeline, request.tenant_id, progress, acceptance)
         outcome = _run_in_dagster(environment, request, numbers, check_lock, progress, on_receipt)
+        definition_changes.keep_bound(environment)
         outcome.warnings = tuple(warning for decision in decisions for warning in decision.warnings)
         outcome.shares = _refused(environment, manifest, request)
         return outcome

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from barecount_assets import project_definitions
 from resources.governance import column_lineage, lineage_lock
 from resources.governance.column_lineage import ProjectLineage
 from resources.governance.declarations import Declarations
@@ -47,15 +48,13 @@ def kept(settings: Settings, declarations: Declarations) -> ProjectLineage | Non
 
 
 def compile_anew(settings: Settings, declarations: Declarations) -> ProjectLineage:
-    """Compile every model and resolve its columns; the result is kept in the data folder.
+    """Resolve the columns of every model, compiled; the result is kept in the data folder.
 
     Raises:
         BareCountError: transform.failed when dbt cannot read the project.
     """
-    from barecount_assets.stages import dbt
-
-    compiled = dbt.compiled(settings, column_lineage.run_variables(declarations.kpis))
-    lineage = column_lineage.of_project(declarations, compiled)
+    models = project_definitions.compiled(settings, declarations)
+    lineage = column_lineage.of_project(declarations, {name: model.sql for name, model in models.items()})
     lineage_lock.write(_cache(settings), lineage)
     return lineage
 

@@ -15,8 +15,9 @@ from psycopg import sql
 
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.verification import Normalized, Verified, contract_of_then, evidence, verify_gdps
-from resources.governance import drift_register
+from resources.governance import definition_register, drift_register
 from resources.governance.declarations import KPI_COLUMNS
+from resources.governance.definitions import digest_of
 from resources.governance.kpis import Kpi
 from resources.runtime.database import fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -45,6 +46,8 @@ class Proof:
     manifest_hash: str
     evidence: Mapping[str, int]
     inclusion: Mapping[str, Any] | None = None
+    definitions: Sequence[Mapping[str, Any]] = ()
+    """What computed the value, of the KPI first: kind, name, sha256, sql, columns, key; none for older publications."""
     verified: Sequence[Verified] = field(default=())
     findings: Sequence[str] = ()
     held: Sequence[str] = ()  # days that wait for a decision on drift: they are in the number as they were before
@@ -61,13 +64,16 @@ class Proof:
                 "verified": [{**asdict(item), "ok": item.ok} for item in self.verified]}
 
 
-def explain(environment: StageEnvironment, name: str, tenant_id: str | None, period: str) -> Proof:
+def explain(
+    environment: StageEnvironment, name: str, tenant_id: str | None, period: str, version: int | None = None
+) -> Proof:
     """Collect and verify the proof chain of a KPI's published value.
 
     Args:
         name: `pipeline.kpi` or the KPI's name.
         tenant_id: may be left out when only one tenant has the KPI.
         period: `YYYY-MM` or `YYYY-MM-DD`.
+        version: number of a publication; the current one by default.
 
     Raises:
         BareCountError: declaration.unknown (KPI, tenant), evidence.missing (nothing published, or not for the period).
@@ -76,22 +82,24 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
     tenant_id = tenant_id or _only_tenant(environment, kpi)
     environment.declarations.tenant(tenant_id)
     with environment.database.connect(autocommit=True) as connection:
-        _publication(connection, tenant_id, kpi.name)
+        _publication(connection, tenant_id, kpi.name, version)
         chain = ledger.verify(connection, tenant_id)
     findings = [finding.message for finding in chain.findings] or _sign(environment, tenant_id)
     with environment.database.transaction() as connection:
         connection.execute("set transaction isolation level repeatable read")
-        publication = _publication(connection, tenant_id, kpi.name)
+        publication = _publication(connection, tenant_id, kpi.name, version)
         columns = _columns(connection, environment, kpi, publication)
         values = _values(connection, kpi, tenant_id, publication["version"], columns, period)
         published = evidence(connection, tenant_id, publication["evidence_seq"])
         build = evidence(connection, tenant_id, published["build"]["evidence"])
         normalized = evidence(connection, tenant_id, build["gdp"]["evidence"])
         verified = [
+            *_verify_current(connection, kpi, tenant_id, publication, version),
             *_verify_snapshot(connection, kpi, tenant_id, publication, published, columns),
             *verify_gdps(connection, environment.declarations, Normalized(
                 kpi.metadata.pipeline, tenant_id, publication["run_id"], normalized)),
         ]
+        computed_by, definition_checks = _definitions(connection, kpi, published)
         batches, checks, expired = _batches(connection, environment, tenant_id, normalized["inputs"])
         inclusion = None if findings else _inclusion(connection, tenant_id, publication["evidence_seq"])
         return Proof(
@@ -99,7 +107,7 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
             kpi=f"{kpi.metadata.pipeline}.{kpi.name}",
             period=period,
             unit=kpi.spec.unit,
-            formula=kpi.spec.formula,
+            formula=published.get("formula", kpi.spec.formula),
             kpi_version=publication["kpi_version"],
             values=values,
             publication={
@@ -127,7 +135,8 @@ def explain(environment: StageEnvironment, name: str, tenant_id: str | None, per
                 "entries_in_chain": inclusion["tree_size"] if inclusion else chain.entries,
             },
             inclusion=inclusion,
-            verified=[*verified, *checks],
+            definitions=computed_by,
+            verified=[*verified, *definition_checks, *checks],
             findings=findings,
             held=[str(day or "undated") for day in
                   drift_register.held_days(connection, tenant_id, kpi.metadata.pipeline)],
@@ -178,14 +187,15 @@ def _only_tenant(environment: StageEnvironment, kpi: Kpi) -> str:
     return tenants[0]
 
 
-def _publication(connection: psycopg.Connection, tenant_id: str, name: str) -> dict[str, Any]:
-    rows = fetch_dicts(
-        connection,
-        "select p.* from platform.publication p join published.current_version c using (tenant_id, name, version) "
-        "where p.tenant_id = $1 and p.name = $2", (tenant_id, name),
-    )
+def _publication(
+    connection: psycopg.Connection, tenant_id: str, name: str, version: int | None
+) -> dict[str, Any]:
+    rows = fetch_dicts(connection, _PUBLICATION if version is None else _PUBLICATION_OF_VERSION,
+                       (tenant_id, name, *(() if version is None else (version,))))
     if not rows:
-        raise BareCountError(ErrorCode.EVIDENCE_MISSING, f"{name} has not been published for tenant {tenant_id}",
+        which = "" if version is None else f" as version {version}"
+        raise BareCountError(ErrorCode.EVIDENCE_MISSING,
+                             f"{name} has not been published for tenant {tenant_id}{which}",
                              hint="run its pipeline; `barecount status` shows what is published")
     return rows[0]
 
@@ -235,16 +245,35 @@ def _newest_version(connection: psycopg.Connection, tenant_id: str, name: str) -
     return "none" if rows[0][0] is None else str(evidence(connection, tenant_id, rows[0][0])["version"])
 
 
+def _verify_current(
+    connection: psycopg.Connection, kpi: Kpi, tenant_id: str, publication: Mapping[str, Any], version: int | None
+) -> list[Verified]:
+    if version is not None:
+        return []
+    newest = _newest_version(connection, tenant_id, kpi.name)
+    return [Verified(f"current version of {kpi.name}", newest, str(publication["version"]))]
+
+
+def _definitions(
+    connection: psycopg.Connection, kpi: Kpi, published: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[Verified]]:
+    """What computed the value, from the register, and whether it still is what its digest says."""
+    digests = published.get("definitions", {})
+    shown, checks = [], []
+    for name in sorted(digests, key=lambda name: (name != kpi.name, name)):
+        document = definition_register.document(connection, digests[name])
+        checks.append(Verified(f"definition of {name}", digests[name],
+                               "not kept" if document is None else digest_of(document)))
+        shown.append({"name": name, "sha256": digests[name], **(document or {})})
+    return shown, checks
+
+
 def _verify_snapshot(
     connection: psycopg.Connection, kpi: Kpi, tenant_id: str, publication: Mapping[str, Any],
     published: Mapping[str, Any], columns: Sequence[str],
 ) -> list[Verified]:
     content, rows = published_store.snapshot_hash(connection, kpi.name, tenant_id, publication["version"], columns)
     return [
-        Verified(
-            f"current version of {kpi.name}", _newest_version(connection, tenant_id, kpi.name),
-            str(publication["version"]),
-        ),
         Verified(
             f"published rows of {kpi.name} version {publication['version']}", published["content_sha256"], content
         ),
@@ -297,3 +326,10 @@ def _batches(
         found = environment.raw_store.sha256(batch["object_key"]) or "missing"
         checks.append(Verified(f"raw object of {dataset}/{source_id}", recorded, found))
     return batches, checks, expired
+
+
+_PUBLICATION = """
+select p.* from platform.publication p join published.current_version c using (tenant_id, name, version)
+where p.tenant_id = $1 and p.name = $2
+"""
+_PUBLICATION_OF_VERSION = "select * from platform.publication where tenant_id = $1 and name = $2 and version = $3::int"

@@ -152,6 +152,30 @@ def recompute(
     return replace(result, evidence_seq=_record(environment, result, decided_by))
 
 
+def last_run_as_of_now(
+    environment: StageEnvironment, pipeline: str, tenant_id: str, progress: Progress
+) -> Sequence[Compared]:
+    """The run that was published last, computed again with what is declared now; nothing where none was.
+
+    Nobody is asked and nothing is put on record: it is a question before a run, not a replay.
+
+    Raises:
+        BareCountError: evidence.missing when its raw batches are not kept; transform.failed.
+    """
+    with environment.database.connect(autocommit=True) as connection:
+        rows = fetch(connection, _LAST_PUBLISHED, (tenant_id, pipeline))
+        if not rows:
+            return ()
+        then = _find(connection, rows[0][0], tenant_id)
+    with environment.exclusive(SCRATCH, "replay") as connection:
+        _clear(connection)
+        try:
+            return _compute(environment, connection, then, "current", progress)[0]
+        finally:
+            if not connection.closed:
+                _clear(connection)
+
+
 def _find(connection: psycopg.Connection, token: str, tenant_id: str | None) -> _Then:
     rows = fetch_dicts(connection, _FIND, (token, tenant_id))
     if not rows:
@@ -319,8 +343,9 @@ def _compare_gdp(
     if _same_rows(connection, then, model, found, contract.column_types):
         return replace(compared, found=expected, note="the same rows, of which some carry hashes of an earlier format")
     held = model_tables.places(connection, gdp_store.SCHEMA, model, contract.column_types)
-    if not set(contract.primary_key) <= set(held):
-        return replace(compared, note="the GDP had another key then")
+    if not contract.primary_key or not set(contract.primary_key) <= set(held):
+        return replace(compared, note="its contract names no key, by which rows could be compared" if held and not
+                       contract.primary_key else "the GDP had another key then")
     before = sql.SQL(
         "(select tenant_id, {} from {} where tenant_id = $1 and valid_from_run <= $2::bigint "
         "and (valid_to_run is null or valid_to_run > $2::bigint))"
@@ -453,6 +478,11 @@ where ($2::text is null or tenant_id = $2) and (
     or (stage = 'normalization' and $1 ~ '^[0-9]{1,11}$' and run_id::text = $1))
 order by length(run_token), evidence_seq
 limit 5
+"""
+_LAST_PUBLISHED = """
+select run_token from platform.stage_run
+where tenant_id = $1 and pipeline = $2 and stage = 'publish'
+order by evidence_seq desc limit 1
 """
 _STAGE_RUN = """
 select run_token, run_id, receipt, evidence_seq from platform.stage_run

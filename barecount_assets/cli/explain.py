@@ -31,6 +31,11 @@ def show(proof: Proof, *, as_json: bool) -> None:
         f"{publication['row_count']} rows, sha256 {publication['content_sha256'][:16]}…, "
         f"evidence {publication['evidence_seq']}"
     )
+    for definition in proof.definitions[:1]:
+        console.print(f"computed   by definition sha256 {definition['sha256'][:16]}… of version {proof.kpi_version}; "
+                      f"`barecount definitions show {definition['sha256'][:16]}` shows those of its GDPs, too")
+        for line in filter(str.strip, definition.get("sql", "").splitlines()):
+            console.print(f"             {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
     for gate in proof.gates:
         console.print(f"gate       {gate['gate']}: {gate['summary']}, evidence {gate['evidence']}", soft_wrap=True)
     for gdp in proof.gdps:

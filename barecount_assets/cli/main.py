@@ -19,6 +19,7 @@ from barecount_assets.cli import (
     agent,
     approvals,
     contracts,
+    definitions,
     drift,
     events,
     evidence,
@@ -43,6 +44,7 @@ app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(drift.app, name="drift")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(contracts.app, name="contracts")
+app.add_typer(definitions.app, name="definitions")
 app.add_typer(events.app, name="events")
 app.add_typer(policies.app, name="policies")
 app.add_typer(approvals.app, name="approvals")
@@ -137,6 +139,11 @@ def run(
     by_partition: Annotated[
         str, typer.Option("--partition", help="With --backfill: day, week, month or fiscal_period."),
     ] = "month",
+    accept_definition: Annotated[
+        bool, typer.Option("--accept-definition", help="Definitions that changed under their version compute the same "
+                           "values: compared before anything is computed. Needs --reason."),
+    ] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="With --accept-definition: why values stay.")] = None,
     who: Who = None,
     as_json: Json = False,
 ) -> None:
@@ -145,6 +152,8 @@ def run(
 
     if date is not None and (from_ is not None or to is not None):
         raise typer.BadParameter("--date stands alone, without --from and --to")
+    if accept_definition != bool(reason) or (accept_definition and (backfill or dry_run)):
+        raise typer.BadParameter("--accept-definition and --reason WHY go together, in a run")
     start, end = (day(date), day(date)) if date else (day(from_), day(to))
     if backfill:
         _backfill(pipeline, tenant, start, end, _sources(source or []), by_partition, dry_run=dry_run, as_json=as_json,
@@ -152,7 +161,7 @@ def run(
         return
     ok = runs.run(
         environment(), pipeline, tenant, start, end, _sources(source or []), dry_run=dry_run, as_json=as_json,
-        requested_by=person(who),
+        requested_by=person(who), accept_definition=reason,
     )
     if not ok:
         raise typer.Exit(1)
@@ -246,13 +255,16 @@ def explain(
     kpi: Annotated[str, typer.Argument(help="pipeline.kpi, or the KPI's name.")],
     period: Annotated[str, typer.Option("--period", help="YYYY-MM or YYYY-MM-DD.")],
     tenant: Tenant = None,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="Of an earlier publication (default: the current one)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The proof chain of a number, verified while it is shown."""
     from barecount_assets import proof
     from barecount_assets.cli import explain as explain_module
 
-    found = proof.explain(environment(), kpi, tenant, period)
+    found = proof.explain(environment(), kpi, tenant, period, version)
     explain_module.show(found, as_json=as_json)
     if not found.holds:
         raise typer.Exit(1)

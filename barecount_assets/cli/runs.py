@@ -19,6 +19,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 def run(
     environment: StageEnvironment, pipeline: str, tenant: str | None, start: dt.date | None, end: dt.date | None,
     source_paths: Mapping[str, str], *, dry_run: bool, as_json: bool, requested_by: str = "",
+    accept_definition: str | None = None,
 ) -> bool:
     """Run for one tenant or all; True when every run is done."""
     manifest = environment.declarations.pipeline(pipeline)
@@ -28,7 +29,7 @@ def run(
     for tenant_id in tenants:
         today = lifecycle.today_of(environment.declarations.tenant(tenant_id))
         first, last = lifecycle.window_of(manifest, start, end, today)
-        request = RunRequest(pipeline, tenant_id, first, last, source_paths, requested_by)
+        request = RunRequest(pipeline, tenant_id, first, last, source_paths, requested_by, accept_definition)
         if dry_run:
             outcomes.append(_probe(environment, request))
         else:

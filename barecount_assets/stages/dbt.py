@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.conninfo import conninfo_to_dict
 
 from barecount_assets.stages.environment import StageEnvironment
+from resources.governance.definitions import CompiledModel, source_sha256
 from resources.runners.facade import Progress
 from resources.runtime.database import PLATFORM_ROLE, lost_connection, unavailable_as_error
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -178,8 +179,8 @@ def plan(
     return levels
 
 
-def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, str]:
-    """Compiled SQL of every model, by name, without those that do not compile. Needs no database.
+def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, CompiledModel]:
+    """Every model, compiled, by name, without those that do not compile. Needs no database, and names none.
 
     Raises:
         BareCountError: transform.failed when dbt cannot read the project.
@@ -189,7 +190,13 @@ def compiled(settings: Settings, variables: Mapping[str, Any]) -> dict[str, str]
                            "--vars", json.dumps(variables)], _parsed(settings))
     if outcome.exception is not None and outcome.result is None:
         raise _failure("dbt compile", str(outcome.exception))
-    return {r.node.name: r.node.compiled_code for r in outcome.result if r.node.compiled_code is not None}
+    return {r.node.name: _compiled(r.node) for r in outcome.result if r.node.compiled_code is not None}
+
+
+def _compiled(node: Any) -> CompiledModel:
+    key = node.config.get("unique_key") or ()
+    return CompiledModel(node.compiled_code.replace(f'"{node.database}".', ""), source_sha256(node.raw_code),
+                         (key,) if isinstance(key, str) else tuple(key))
 
 
 def _run(

@@ -13,12 +13,15 @@ from typing import Any
 
 import psycopg
 
+from barecount_assets import definition_changes
 from barecount_assets.stages import business_days, dbt, engines, gates, history, lineage, verification
 from barecount_assets.stages import calendar as calendar_stage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.gates import GateResult
 from barecount_assets.stages.normalization import test_outcomes
 from resources.data_utilities.calendar import FIRST_DAY, LAST_DAY
+from resources.governance import definition_register
+from resources.governance.definitions import Definition
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
@@ -59,6 +62,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
             return history.unchanged(last)
         if spec.probe:
             return StageReceipt(Stage.KPI_BUILD, spec.tenant_id, spec.pipeline, token, changed=True)
+        definitions = [d for d in definition_changes.admit(environment, spec.pipeline, spec.tenant_id, progress)
+                       if d.kind == "kpi"]
         if manifest.spec.transforms.calendar:
             # What an equal definition has computed lies in the calendar already.
             since = last.run_id if last is not None and _is_basis(last, definition) else 0
@@ -92,7 +97,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         decided = gates.decide(connection, environment, spec, manifest, kpis, progress)
         with connection.transaction():
             return _commit(connection, spec, environment, manifest, kpis, gdp, token, identity, definition, results,
-                           decided, periods, calendar)
+                           decided, periods, calendar, definitions)
 
 
 def _is_basis(last: history.FinishedStage, definition: Mapping[str, Any]) -> bool:
@@ -138,7 +143,7 @@ def _commit(
     connection: psycopg.Connection, spec: StageSpec, environment: StageEnvironment, manifest: Pipeline,
     kpis: Sequence[Kpi], gdp: history.FinishedStage, token: str, identity: dict[str, Any], definition: dict[str, Any],
     results: Sequence[dbt.NodeResult], decided: Sequence[GateResult], periods: Any,
-    calendar: history.FinishedStage | None,
+    calendar: history.FinishedStage | None, definitions: Sequence[Definition],
 ) -> StageReceipt:
     outputs = []
     for kpi in kpis:
@@ -161,12 +166,15 @@ def _commit(
         facts={"run_id": gdp.run_id, "periods": "all" if periods == "all" else "changed", "engine": engine["name"]},
     )
     assert gdp.run_id is not None
+    definition_register.store(connection, definitions)
     history.finish(
-        connection, receipt, gdp.run_id, identity, basis={**definition, "gdp_token": gdp.run_token},
+        connection, receipt, gdp.run_id, identity,
+        basis={**definition, "gdp_token": gdp.run_token, "definitions": [vars(d.bound) for d in definitions]},
         evidence={
             "gdp": {"run_token": gdp.run_token, "evidence": gdp.evidence_seq,
                     "outputs": {o.name: o.content_sha256 for o in gdp.receipt.outputs}},
             "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
+            "definitions": {d.name: d.sha256 for d in definitions},
             "kpis": {kpi.name: {"version": kpi.metadata.version, "hash": kpi.hash} for kpi in kpis},
             "calendar": definition["calendar"], **_extended(calendar), "manifest_hash": manifest.hash,
             "code_version": environment.code_version, "engine": engine,

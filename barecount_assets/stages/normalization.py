@@ -15,9 +15,11 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from barecount_assets import definition_changes
 from barecount_assets.stages import business_days, dbt, engines, history, lineage, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
-from resources.governance import drift_register
+from resources.governance import definition_register, drift_register
+from resources.governance.definitions import Definition
 from resources.governance.manifests import Pipeline
 from resources.governance.openlineage import Dataset
 from resources.runners.facade import Progress
@@ -64,6 +66,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                 f"there is nothing to normalize: no raw batch of {spec.pipeline} has landed for {spec.tenant_id}",
                 hint="check the window and the sources of the run",
             )
+        definitions = [d for d in definition_changes.admit(environment, spec.pipeline, spec.tenant_id, progress)
+                       if d.kind == "gdp"]
         lineage.begin(environment, connection, spec, token, _inputs(batches))
         run_id = history.run_number(
             connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION, token, manifest.hash,
@@ -92,13 +96,13 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                                     selected, variables, progress)
             with connection.transaction():
                 return _commit(connection, spec, environment, manifest, token, run_id, identity, definition, batches,
-                               held, results, scope)
+                               held, results, scope, definitions)
 
 
 def _commit(
     connection: psycopg.Connection, spec: StageSpec, environment: StageEnvironment, manifest: Pipeline, token: str,
     run_id: int, identity: dict[str, Any], definition: dict[str, Any], batches: Sequence[dict[str, Any]],
-    held: Sequence[dt.date | None], results: Sequence[dbt.NodeResult], scope: str,
+    held: Sequence[dt.date | None], results: Sequence[dbt.NodeResult], scope: str, definitions: Sequence[Definition],
 ) -> StageReceipt:
     outputs = []
     for model in manifest.spec.transforms.gdp:
@@ -121,11 +125,14 @@ def _commit(
     )
     gold = {m: environment.declarations.contract(f"{spec.pipeline}.{m}", "gold").version
             for m in manifest.spec.transforms.gdp}
+    definition_register.store(connection, definitions)
     history.finish(
-        connection, receipt, run_id, identity, basis=definition,
+        connection, receipt, run_id, identity,
+        basis={**definition, "definitions": [vars(d.bound) for d in definitions]},
         evidence={
             "inputs": identity["inputs"],
             "outputs": {o.name: {"content_sha256": o.content_sha256, "rows": o.rows} for o in outputs},
+            "definitions": {d.name: d.sha256 for d in definitions},
             "quarantined": quarantined, "contracts": gold, "manifest_hash": manifest.hash,
             "manifest_version": manifest.metadata.version, "code_version": environment.code_version,
             "engine": engine, "held": [str(day or "undated") for day in held],

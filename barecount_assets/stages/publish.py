@@ -17,7 +17,10 @@ from barecount_assets.stages import completeness, history, kpi_events, lineage, 
 from barecount_assets.stages import gates as gates_of_sources
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.gates import GateResult
+from resources.governance import definition_register
 from resources.governance.contracts import Contract
+from resources.governance.definition_register import Binding
+from resources.governance.definitions import BoundVersion
 from resources.governance.kpis import Kpi
 from resources.governance.manifests import Pipeline
 from resources.runners.facade import Progress
@@ -60,12 +63,14 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         admission.admit_publication(environment, connection, manifest, spec.tenant_id, token, len(gates))
         outputs = []
         with connection.transaction():
-            _require_provable(connection, environment, spec, last)
+            gdp = _require_provable(connection, environment, spec, last)
+            bound = [BoundVersion(**item) for stage in (gdp, build) for item in stage.basis.get("definitions", ())]
+            definition_register.bind(connection, Binding(spec.tenant_id, spec.pipeline, "registered", token), bound)
             for number, name in enumerate(manifest.spec.kpis):
                 progress(f"publish {name}", number, len(manifest.spec.kpis))
                 kpi = environment.declarations.kpi(name)
                 contract = environment.declarations.contract(f"{spec.pipeline}.{name}", "activation")
-                outputs.append(_publish(connection, environment, spec, token, build, kpi, contract, gates))
+                outputs.append(_publish(connection, environment, spec, token, build, kpi, contract, gates, bound))
             for gate in complete:
                 gates_of_sources.record(connection, spec, token, gate)
             published = [output for output in outputs if output.facts["state"] == "published"]
@@ -92,14 +97,15 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
 
 def _require_provable(
     connection: psycopg.Connection, environment: StageEnvironment, spec: StageSpec, last: history.FinishedStage | None
-) -> None:
-    """The comparison that `explain` makes, before anything becomes current. Raises BareCountError evidence.broken."""
+) -> history.FinishedStage:
+    """The newest GDPs, after the comparison that `explain` makes. Raises BareCountError evidence.broken."""
     gdp = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION)
     assert gdp is not None and gdp.run_id is not None
     normalized = verification.Normalized(
         spec.pipeline, spec.tenant_id, gdp.run_id, verification.evidence(connection, spec.tenant_id, gdp.evidence_seq))
     published_run = int(last.receipt.facts["run_id"]) if last is not None else 0
     verification.require_provable(connection, environment.declarations, normalized, published_run)
+    return gdp
 
 
 def _publishable_build(connection: psycopg.Connection, spec: StageSpec) -> history.FinishedStage:
@@ -181,6 +187,7 @@ def _gates(connection: psycopg.Connection, spec: StageSpec, token: str) -> list[
 def _publish(
     connection: psycopg.Connection, environment: StageEnvironment, spec: StageSpec, token: str,
     build: history.FinishedStage, kpi: Kpi, contract: Contract, gates: Sequence[dict[str, Any]],
+    bound: Sequence[BoundVersion],
 ) -> Output:
     columns = contract.column_names
     published_store.ensure(connection, kpi.name, contract.column_types)
@@ -218,6 +225,8 @@ def _publish(
             {
                 "version": version, "previous_version": current["version"] if current else None,
                 "content_sha256": content, "rows": rows, "kpi_version": kpi.metadata.version, "kpi_hash": kpi.hash,
+                "formula": kpi.spec.formula, "definitions": {
+                    d.name: d.sha256 for d in bound if d.kind == "gdp" or d.name == kpi.name},
                 "contract_version": contract.version, "contract_hash": contract.hash,
                 "build": {"run_token": build.run_token, "evidence": build.evidence_seq},
                 "gates": {gate["gate"]: gate["evidence_seq"] for gate in gates if gate["kpi"] == kpi.name},

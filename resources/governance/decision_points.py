@@ -128,6 +128,16 @@ class ContractChange(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DefinitionChange(Facts):
+    point: ClassVar[str] = "definition_change"
+    about: ClassVar[str] = (
+        "A changed definition of GDPs or KPIs is to count as the version they have; values are compared next.")
+
+    definitions: tuple[str, ...] = _fact("what changed: gdp.name version or kpi.name version")
+    reason: str = _fact("why values are said to stay", "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backfill(Facts):
     point: ClassVar[str] = "backfill"
     about: ClassVar[str] = "A range of days is computed again, see the definition of a back-fill."
@@ -193,8 +203,8 @@ class TenantLife(Facts):
 
 POINTS: Mapping[str, type[Facts]] = MappingProxyType({
     kind.point: kind
-    for kind in (ManifestRegistration, RunStart, ContractChange, Backfill, Replay, PublicationDecision, Export,
-                 TemplatePublication, TenantLife)
+    for kind in (ManifestRegistration, RunStart, ContractChange, DefinitionChange, Backfill, Replay,
+                 PublicationDecision, Export, TemplatePublication, TenantLife)
 })
 """Facts by decision point."""
 

@@ -27,6 +27,7 @@ class ErrorCode(enum.StrEnum):
     SCHEMA_DRIFT = "contract.schema_drift"
     CONTRACT_BREAKING = "contract.breaking"
     CONTRACT_IMMUTABLE = "contract.immutable"
+    DEFINITION_CHANGED = "definition.changed"
     DRIFT_DECIDED = "contract.drift_decided"
     DRIFT_UNACCEPTABLE = "contract.drift_unacceptable"
     STORE_CONFLICT = "store.conflict"

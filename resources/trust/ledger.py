@@ -280,6 +280,9 @@ with refs as (
     from platform.contract_evidence e join platform.contract_version v using (dataset, layer, version)
     where e.tenant_id = $1
     union all
+    select 'definition.' || cause, pipeline, run_token, evidence_seq
+    from platform.definition_version where tenant_id = $1
+    union all
     select 'contract.' || case when active then 'subscribed' else 'unsubscribed' end,
         dataset || '/' || layer || '/' || consumer, run_token, evidence_seq
     from platform.contract_subscription where tenant_id = $1

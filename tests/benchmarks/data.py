@@ -52,6 +52,10 @@ def prepare(folder: Path, scale: float) -> Inputs:
     for name in ("contracts", "dbt_project"):
         shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("target", "logs"))
     shutil.copytree(OVERLAY, project, dirs_exist_ok=True)
+    # As a project is committed: with the definitions of its models beside what it declares.
+    subprocess.run([Path(sys.executable).with_name("barecount"), "definitions", "lock"], check=True, env={
+        **os.environ, "BARECOUNT_PROJECT_DIR": str(project), "BARECOUNT_DATA_DIR": str(folder / "definitions")},
+        stdout=subprocess.DEVNULL)
     lineitem = _once(folder / f"tpch-{scale:g}", lambda path: _lineitem(path, scale))
     days = max(1, round(DAYS * min(scale, 1)))
     many = _once(folder / f"csv-{days}", lambda path: _daily_csv(path, days))

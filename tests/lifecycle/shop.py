@@ -10,10 +10,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from barecount_assets import scaffold
+from barecount_assets import definition_changes, project_definitions, scaffold
 from barecount_assets.lifecycle import RunOutcome
+from resources.governance import definitions
 from resources.runtime.settings import code_version
 from tests.lifecycle.conftest import PROJECT, Project
 
@@ -26,6 +28,13 @@ MANIFEST = f"contracts/pipelines/{NAME}.yaml"
 GDP_SQL, GDP_YAML = f"dbt_project/models/gdp/{NAME}/{GDP}.sql", f"dbt_project/models/gdp/{NAME}/{NAME}.yml"
 KPI_SQL, KPI_YAML = f"dbt_project/models/kpi/{NAME}/{KPI}.sql", f"dbt_project/models/kpi/{NAME}/{NAME}.yml"
 _LOGICAL = {"text": "string", "bigint": "integer", "date": "date", "timestamp": "timestamp", "boolean": "boolean"}
+
+
+def upgrade(monkeypatch: pytest.MonkeyPatch, release: str) -> None:
+    """Let the platform be of another release, which compiles what is there now."""
+    for module in (definitions, definition_changes, project_definitions):
+        monkeypatch.setattr(module, "stage_code_version", lambda: release)
+    code_version.cache_clear()
 
 
 @dataclass(frozen=True)
