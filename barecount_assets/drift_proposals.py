@@ -182,6 +182,14 @@ class _Trial:
             return stated
         inferred = relanding.infer_type(
             relanding.values_of(store, self._batches, self._source, observed, field("text")))
+        if change.declared == "timestamptz" and {stated, inferred} & {"timestamp", "date"}:
+            raise BareCountError(
+                ErrorCode.DRIFT_UNACCEPTABLE,
+                f"{change.field} of {self._drift.dataset} is an instant and arrives without an offset: which instants "
+                "are meant, no type says",
+                hint="say on whose clock they are: logicalTypeOptions.defaultTimezone of the column in extraction.yaml "
+                "and raw.yaml, under a new version; or have the source write offsets, and reject the drift",
+            )
         tried = dict.fromkeys((inferred, "numeric(38,9)", "double precision", "text", "json"))
         return next((kind for kind in tried if self._fits(field(kind), kind, change)), "text")
 

@@ -193,7 +193,10 @@ def still_blocking(change: Change, extraction: Contract, raw: Contract) -> bool:
             is_required = column is not None and (column.required or bool(raw_column and raw_column.required))
             return is_required and column is not None and column.default is None
         case DriftClass.TYPE_CHANGED:
-            return column is not None and column.physical_type == change.declared
+            if column is None or column.physical_type != change.declared:
+                return False
+            has_zone = column.is_instant and column.time_zone is not None
+            return not (has_zone and (change.found == _NO_INSTANTS or _fits(change.found, column)))
         case DriftClass.ENUM_GROWN:
             allowed = None if raw_column is None else raw_column.valid_values
             return allowed is not None and not set(change.values) <= set(map(str, allowed))
@@ -269,6 +272,8 @@ def _types(observed: ObservedSchema, seen: SeenInRows, extraction: Contract) -> 
             yield Change(DriftClass.TYPE_CHANGED, column.source_name, refused, column.physical_type, found)
         elif every_value:
             words = "values that are none of that type"
+            if column.is_instant and column.time_zone is None:
+                words = _NO_INSTANTS
             yield Change(DriftClass.TYPE_CHANGED, column.source_name, True, column.physical_type, words)
 
 
@@ -351,6 +356,7 @@ _HOLDS: Mapping[str, frozenset[str]] = {  # kinds of which a declared kind may h
     "instant": frozenset({"instant", "string"}),
     "nested": frozenset({"nested", "text", "string", "number", "boolean"}),
 }
+_NO_INSTANTS = "values without an offset, or none of that type"
 _PHYSICAL = {"text": "text", "integer": "bigint", "float": "double precision", "boolean": "boolean", "date": "date",
              "timestamp": "timestamp", "instant": "timestamptz", "nested": "json"}
 

@@ -122,11 +122,12 @@ _CHANGE_TYPE = "alter table {table} alter column {column} type {type} using {col
 
 def count_unfit(connection: psycopg.Connection, dataset: str, column: str, kind: str) -> int:
     """Values stored in a column that are none of a type; 0 where there is no such column yet."""
-    if column not in _columns_of(connection, table_name(dataset)):
+    stored = _columns_of(connection, table_name(dataset)).get(column)
+    if stored in (None, kind):
         return 0
     parts = {"table": sql.Identifier(SCHEMA, table_name(dataset)), "column": sql.Identifier(column),
              "name": sql.Literal(kind)}
-    return fetch(connection, sql.SQL(_UNFIT).format(**parts).as_string(connection))[0][0]
+    return fetch(connection, sql.SQL(_unfit(stored, kind)).format(**parts).as_string(connection))[0][0]
 
 
 def append(

@@ -82,7 +82,7 @@ class Tills:
 
         self.change(f"contracts/pipelines/{NAME}.yaml", change)
 
-    def write_parquet(self, orders: list[tuple] = ORDERS, zone: str = "Europe/London") -> None:
+    def write_parquet(self, orders: list[tuple] = ORDERS, zone: str | None = "Europe/London") -> None:
         numbers, moments, amounts = zip(*orders, strict=True)
         table = pa.table({"order_id": pa.array(numbers, pa.int64()),
                           "ordered_at": pa.array(moments, pa.timestamp("us", zone)),
@@ -229,6 +229,37 @@ def test_a_time_twice_on_the_clock_is_quarantined_unless_it_has_its_offset(
     ((message,),) = tills.project.rows("select message from platform.quarantine")
     assert "2026-10-25 01:30:00" in message and "a time that Europe/London has once" in message
     assert tills.series("month") == {"2026-05": 396, "2026-10": 20, "2026-11": 40}
+
+
+@pytest.mark.parametrize("source", ["parquet", "csv"])
+def test_offsets_that_vanish_wait_until_the_zone_is_declared(
+    source: str, tmp_path: Path, new_project: Callable[..., Project]
+) -> None:
+    tills = Tills.make(tmp_path, new_project, ZULU)
+    walls = [dt.datetime(2026, 5, 31, 13) + n * dt.timedelta(minutes=1) for n in range(60)]
+    if source == "parquet":
+        tills.write_parquet()
+    tills.run()
+    if source == "parquet":
+        tills.write_parquet([(n, wall, 1) for n, wall in enumerate(walls, 10)], None)
+    else:
+        (tills.source / "orders.csv").write_text(
+            "order_id,ordered_at,amount\n" + "".join(f"{n},{wall},1.00\n" for n, wall in enumerate(walls, 10)))
+    error = tills.project.run(NAME, TENANT, DAY, DAY).error
+    assert error is not None and error.code is ErrorCode.SCHEMA_DRIFT
+    refused = tills.project.command("drift", "accept", "1", "--reason", "an export of another program")
+    assert refused.exit_code == 1 and "defaultTimezone" in " ".join(refused.output.split())
+    for layer in ("extraction", "raw"):
+        def declare(document: Any) -> None:
+            document["version"] = "2.0.0"
+            next(p for p in document["schema"][0]["properties"] if p["name"] == "ordered_at").update(
+                logicalTypeOptions={"defaultTimezone": "Europe/London"})
+
+        tills.change(f"contracts/datasets/{NAME}/orders/{layer}.yaml", declare)
+    synced = tills.project.command("contracts", "sync", "--reason", "the program runs in London")
+    assert synced.exit_code == 0, synced.output
+    tills.run()
+    assert tills.series("month") == {"2026-05": 60}
 
 
 def fiscal(tills: Tills) -> dict[str, tuple[int, int]]:
