@@ -32,11 +32,15 @@ class Year:
         self._random = random.Random(seed)
         self.day = dt.date(2026, 3, 3)
         self._numbers = 2
+        self._seq = 9
         self._contents: dict[str, list[tuple[Order, ...]]] = {}
 
     def steps(self, model: Model) -> Iterator[Step]:
         """Endless; look at the model between them, as it lives what was given before."""
         while True:
+            if self._random.random() < 0.25:
+                yield from self._beside(model)
+                continue
             for _ in range(self._random.choice((1, 1, 2, 2, 3))):
                 yield self._change(model)
             if any(batch.waits for batch in model.batches.values()) and self._random.random() < 0.4:
@@ -52,6 +56,30 @@ class Year:
         ]
         (change,) = self._random.choices([change for _, change in changes], [weight for weight, _ in changes])
         return change(model)
+
+    def _beside(self, model: Model) -> Iterator[Step]:
+        """Something happens to the stock, the ledger or the till, and it runs."""
+        pipeline = self._random.choice(("stock", "ledger", "till"))
+        for _ in range(self._random.choice((1, 1, 2, 3))):
+            if pipeline == "stock":
+                day = self.day - dt.timedelta(days=self._random.choice((0, 0, 0, 1, 9)))
+                yield steps.Count(day.isoformat(), tuple(
+                    self._order(str(number), day.isoformat(), good=True)
+                    for number in self._random.sample(range(1, 8), self._random.choice((1, 3, 5)))))
+            elif pipeline == "till" and self._random.random() < 0.3:
+                yield steps.Strike(self._random.choice(sorted(model.beside["till"].rows) or ["1"]))
+            else:
+                yield self._booked(pipeline)
+        yield steps.Run(pipeline=pipeline)
+
+    def _booked(self, table: str) -> Step:
+        """A row that is new, or another; the cursor of the ledger grows, ties, comes late, or is not there."""
+        order = self._order(str(self._random.randint(1, 12)), self.day.isoformat(), good=True)
+        if table == "till":
+            return steps.Book(table, order)
+        self._seq += self._random.choice((0, 1, 1, 4))
+        late = self._random.choice((0, 0, 0, 1, 4))
+        return steps.Book(table, order, None if self._random.random() < 0.1 else max(0, self._seq - late))
 
     # At the source --------------------------------------------------------------------------------------
 
@@ -127,10 +155,10 @@ class Year:
                 numbers.append(self._random.randint(1, self._numbers))
         return tuple(self._order(str(number), day.isoformat()) for number in numbers)
 
-    def _order(self, number: str, day: str) -> Order:
+    def _order(self, number: str, day: str, good: bool = False) -> Order:
         time = self._random.choice(TIMES)
         amount = f"{self._random.randint(-500, 99_999) / 100:.2f}"
-        if self._random.random() < 0.05:
+        if not good and self._random.random() < 0.05:
             amount = self._random.choice(_BAD)
         note = self._random.choice(("", "gift", "x", "née"))
         return Order(number, f"{day}T{time}", self._random.choice(SHOPS), amount, note)

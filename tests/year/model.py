@@ -12,7 +12,7 @@ import datetime as dt
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -76,6 +76,67 @@ class Version:
 
 
 @dataclass
+class Numbers:
+    """What a pipeline should show: every version of every row, and the series of its last publication."""
+
+    history: dict[int, list[Version]] = field(default_factory=lambda: defaultdict(list))
+    published: Series = field(default_factory=dict)
+
+    def keep(self, head: Mapping[int, Row], step: int) -> None:
+        """Let these rows hold from a step on, and no others."""
+        for key in {*head, *self.history}:
+            versions = self.history[key]
+            current = versions[-1] if versions and versions[-1].closed is None else None
+            if current is not None and current.row != head.get(key):
+                current.closed = step
+            if key in head and (current is None or current.row != head[key]):
+                versions.append(Version(head[key], step))
+
+    def open_rows(self) -> list[Row]:
+        """The rows that hold now."""
+        return [versions[-1].row for versions in self.history.values() if versions and versions[-1].closed is None]
+
+    def series(self, shop: str = "shop", amount: str = "amount", factor: int = 1) -> Series:
+        """Sums of amounts by day and shop, and by month."""
+        sums: Series = defaultdict(Decimal)
+        for row in self.open_rows():
+            values = {name: value for name, _, value in row}
+            day, worth = values["business_date"], values[amount] * factor
+            sums["day_shop", day, values[shop]] += worth
+            sums["month", day[:7], None] += worth
+        return dict(sums)
+
+
+@dataclass
+class Beside:
+    """A pipeline beside the shop, of records that are what they are: no rules, no edits.
+
+    Attributes:
+        rows: what is at the source, by day of the file (stock) or by key (the tables).
+        cursors: of the ledger's rows, by key; null is None.
+    """
+
+    numbers: Numbers = field(default_factory=Numbers)
+    rows: dict[str, tuple[Order, ...]] = field(default_factory=dict)
+    cursors: dict[str, int | None] = field(default_factory=dict)
+
+    def run(self, pipeline: str, design: Design, step: int) -> str | None:
+        if pipeline == "stock":  # the newest day is all there is
+            orders = self.rows[max(self.rows)] if self.rows else ()
+        else:
+            orders = tuple(order for (order,) in self.rows.values())
+        plain = replace(Design(), zone=design.zone)
+        head = {int(order.order_id): row_of(order, plain) for order in orders}
+        if pipeline == "ledger":
+            head = {key: (*row, ("seq", "bigint", self.cursors[str(key)])) for key, row in head.items()}
+        self.numbers.keep(head, step)
+        if not self.numbers.open_rows():
+            return "gate.failed"
+        self.numbers.published = self.numbers.series()
+        return None
+
+
+@dataclass
 class Model:
     """The state of the shop, and what should be seen of it."""
 
@@ -85,8 +146,9 @@ class Model:
     counting: dict[str, Unit] = field(default_factory=dict)
     batches: dict[tuple[str, Content], Batch] = field(default_factory=dict)
     rejected: set[tuple[str, int]] = field(default_factory=set)
-    history: dict[int, list[Version]] = field(default_factory=lambda: defaultdict(list))
-    published: Series = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=Numbers)
+    beside: dict[str, Beside] = field(
+        default_factory=lambda: {pipeline: Beside() for pipeline in ("stock", "ledger", "till")})
     landed: int = 0
     step: int = 0
 
@@ -104,6 +166,15 @@ class Model:
                     self.files[to] = self.files[name]
             case steps.Remove(name):
                 self.files.pop(name, None)
+            case steps.Count(day, orders):
+                self.beside["stock"].rows[day] = orders
+            case steps.Book(table, order, seq):
+                self.beside[table].rows[order.order_id] = (order,)
+                self.beside[table].cursors[order.order_id] = seq
+            case steps.Strike(order_id):
+                self.beside["till"].rows.pop(order_id, None)
+            case steps.Run(pipeline=pipeline) if pipeline != "shop":
+                return self.beside[pipeline].run(pipeline, self.design, self.step)
             case steps.Run("missing"):
                 return "source.not_found"
             case steps.Run():
@@ -125,10 +196,11 @@ class Model:
             self._judge(unit)
         held = {unit.day for unit in self.units.values() if self.batch_of(unit).waits}
         self.counting.update({name: unit for name, unit in self.units.items() if unit.day not in held})
-        self._keep(self.head())
-        if not self.open_rows() or self._too_much_is_refused():
+        self.numbers.keep(self.head(), self.step)
+        if not self.numbers.open_rows() or self._too_much_is_refused():
             return "gate.failed"  # nor is a KPI without a single value published
-        self.published = self.series()
+        shop, amount = self.design.column_of("shop").name, self.design.column_of("amount").name
+        self.numbers.published = self.numbers.series(shop, amount, self.design.factor)
         return "contract.schema_drift" if held else None
 
     def _too_much_is_refused(self) -> bool:
@@ -169,30 +241,6 @@ class Model:
                 if accepted(order, unit.day, self.batch_of(unit).rules):
                     rows[int(order.order_id)] = row_of(order, self.design)
         return rows
-
-    def _keep(self, head: Mapping[int, Row]) -> None:
-        for key in {*head, *self.history}:
-            versions = self.history[key]
-            current = versions[-1] if versions and versions[-1].closed is None else None
-            if current is not None and current.row != head.get(key):
-                current.closed = self.step
-            if key in head and (current is None or current.row != head[key]):
-                versions.append(Version(head[key], self.step))
-
-    def open_rows(self) -> list[Row]:
-        """The rows that hold now, as the last run left them."""
-        return [versions[-1].row for versions in self.history.values() if versions and versions[-1].closed is None]
-
-    def series(self) -> Series:
-        """Sums of amounts by day and shop, and by month."""
-        shop, amount = self.design.column_of("shop").name, self.design.column_of("amount").name
-        sums: Series = defaultdict(Decimal)
-        for row in self.open_rows():
-            values = {name: value for name, _, value in row}
-            day, worth = values["business_date"], values[amount] * self.design.factor
-            sums["day_shop", day, values[shop]] += worth
-            sums["month", day[:7], None] += worth
-        return dict(sums)
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Records received, accepted and refused, by file that was read."""

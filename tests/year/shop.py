@@ -6,7 +6,8 @@ import copy
 import datetime as dt
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ PIPELINE, DATASET, GDP, KPI = "shop", "shop.orders", "shop_order", "shop_amount"
 FIRST, LAST = dt.date(2026, 1, 1), dt.date(2026, 12, 31)
 """The year that every run is about."""
 HEADER = ("order_id", "ordered_at", "shop", "amount", "note")
+SOURCES: Mapping[str, Mapping[str, Any]] = {
+    "stock": {"connector": "files", "path": "{data_dir}/drop/stock", "file_name": "stock_{date}.csv",
+              "format": {"type": "csv"}, "delivers": "snapshot"},
+    "ledger": {"connector": "sql", "dsn": "${env:YEAR_TABLES}", "table": "ledger", "cursor_column": "seq",
+               "overlap": 5},
+    "till": {"connector": "sql", "dsn": "${env:YEAR_TABLES}", "table": "till"},
+}
+"""What the pipelines beside the shop read: whole states as files, a table by a cursor, a table whole."""
 MODEL = Path("dbt_project/models/gdp/shop/shop_order.sql")
 _CHOSEN = re.compile(r"(?<=chosen as \(\n    select\n)(.*?)(?=,\n +[^\n]* as business_date\n)", re.DOTALL)
 _LOGICAL = {"bigint": "integer", "text": "string", "timestamptz": "timestamp", "timestamp": "timestamp", "date": "date"}
@@ -33,8 +42,8 @@ class Shop:
         drop: folder where the files of a tenant arrive, as a template.
     """
 
-    def __init__(self, folder: Path, drop: str, tenants: tuple[str, ...], sample: Path) -> None:
-        """Make the project from a sample file."""
+    def __init__(self, folder: Path, drop: str, tenants: tuple[str, ...], samples: Mapping[str, Path]) -> None:
+        """Make the project from a sample file of each pipeline."""
         self.folder, self.drop, self._tenants = folder, drop, tenants
         for part in ("macros", "tests/generic"):
             shutil.copytree(PROJECT / "dbt_project" / part, folder / "dbt_project" / part)
@@ -43,9 +52,12 @@ class Shop:
         for part in ("contracts/platform", "contracts/policies", "deploy/environments"):
             shutil.copytree(PROJECT / part, folder / part)
         self._platform_sources()
-        request = scaffold.Request(PIPELINE, sample, "order", "order_id", "ordered_at", "amount", "shop", tenants[0],
-                                   "owner@shop.example")
+        request = scaffold.Request(PIPELINE, samples[PIPELINE], "order", "order_id", "ordered_at", "amount", "shop",
+                                   tenants[0], "owner@shop.example")
         self._files = scaffold.plan(folder, request)
+        self._beside = {
+            pipeline: scaffold.plan(folder, replace(request, pipeline=pipeline, path=samples[pipeline], entity="row"))
+            for pipeline in SOURCES}
 
     def at(self, folder: Path) -> Shop:
         """The same shop, in a copy of its folder."""
@@ -78,6 +90,19 @@ class Shop:
                 self._write(path, self._kpi_model(text, design))
             else:
                 self._write(path, text)
+
+        for pipeline, files in self._beside.items():
+            for path, text in files.items():
+                if "pipelines" in path.parts:
+                    document = yaml.safe_load(text)
+                    document["spec"]["partitions"]["start"] = FIRST
+                    document["spec"]["transforms"]["engine"] = design.engine
+                    source = document["spec"]["sources"][0]
+                    document["spec"]["sources"] = [{"name": source["name"], "dataset": source["dataset"],
+                                                    **SOURCES[pipeline]}]
+                    self._write(path, document)
+                elif "tenants" not in path.parts:
+                    self._write(path, text)
 
     def _write(self, path: Path, content: str | dict[str, Any]) -> None:
         text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False, width=110)

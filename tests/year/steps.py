@@ -65,6 +65,30 @@ class Remove(Step):
     name: str
 
 
+@dataclass(frozen=True)
+class Count(Step):
+    """A file of the stock appears or has other content: all there is on its day."""
+
+    day: str
+    orders: tuple[Order, ...]
+
+
+@dataclass(frozen=True)
+class Book(Step):
+    """A row of the ledger or the till, tables of a database, is new or is another; `seq` is null where it is None."""
+
+    table: str
+    order: Order
+    seq: int | None = None
+
+
+@dataclass(frozen=True)
+class Strike(Step):
+    """A row of the till is deleted."""
+
+    order_id: str
+
+
 # In the project -----------------------------------------------------------------------------------------
 
 
@@ -182,7 +206,7 @@ Edit = Rename | Retype | Drop | Add | Reorder | Formula | Engine | Demand | Tole
 
 @dataclass(frozen=True)
 class Run(Step):
-    """The pipeline runs for the tenant.
+    """A pipeline runs for the tenant: the shop, or the stock, the ledger, the till beside it.
 
     `how` is one of
     - stages: one after the other, in this process;
@@ -196,6 +220,7 @@ class Run(Step):
     how: str = "stages"
     stage: str = "normalization"
     at: int = 0
+    pipeline: str = "shop"
 
 
 @dataclass(frozen=True)
@@ -210,8 +235,9 @@ class Restart(Step):
     """The database server restarts between two runs."""
 
 
-KINDS = (Deliver, Move, Copy, Remove, Rename, Retype, Drop, Add, Reorder, Formula, Engine, Demand, Tolerate, Zone,
-         Run, Decide, Restart)
+KINDS = (Deliver, Move, Copy, Remove, Count, Book, Strike, Rename, Retype, Drop, Add, Reorder, Formula, Engine, Demand,
+         Tolerate, Zone, Run, Decide, Restart)
+
 
 
 def to_json(steps: Iterable[Step]) -> str:
@@ -228,8 +254,10 @@ def from_json(text: str) -> list[Step]:
 def _read(document: dict[str, Any]) -> Step:
     (kind,) = [kind for kind in KINDS if kind.__name__ == document["step"]]
     values = {one.name: document[one.name] for one in fields(kind)}
-    if kind is Deliver:
+    if "orders" in values:
         values["orders"] = tuple(Order(**order) for order in values["orders"])
+    if "order" in values:
+        values["order"] = Order(**values["order"])
     return kind(**values)
 
 

@@ -11,11 +11,13 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
+import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -39,7 +41,7 @@ from tests.lifecycle.conftest import unchanged_environment
 from tests.lifecycle.harness import Child, Stop
 from tests.year import shop, steps
 from tests.year.design import Design
-from tests.year.model import Model, Series, Version, accepted_into
+from tests.year.model import Model, Numbers, Series, Version, accepted_into
 from tests.year.shop import DATASET, FIRST, GDP, KPI, LAST, PIPELINE, Shop
 from tests.year.steps import Order
 
@@ -52,20 +54,30 @@ _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
+class View:
+    """What somebody who looks at the platform sees of a pipeline.
+
+    Attributes:
+        published: the current series.
+        history: closed and open versions of every key, in order, as (values, step that opened, step that closed).
+    """
+
+    published: Series
+    history: dict[int, list[tuple[dict[str, Any], int, int | None]]]
+
+
+@dataclass(frozen=True)
 class Sight:
     """What somebody who looks at the platform sees of the tenant.
 
     Attributes:
-        published: the current series.
-        head: rows of the GDP that hold, by key, as names and values.
-        history: closed and open versions of every key, in order, as (values, step that opened, step that closed).
+        views: what the pipelines show, by their names.
         counts: records received, accepted and quarantined, by file that counts.
         open: records in quarantine that wait, by file.
         beside: digest of everything that the other tenant has.
     """
 
-    published: Series
-    history: dict[int, list[tuple[dict[str, Any], int, int | None]]]
+    views: dict[str, View]
     counts: dict[str, tuple[int, int, int]]
     open: dict[str, int]
     beside: str
@@ -100,6 +112,15 @@ class World:
                     shutil.copyfile(drop / name, drop / to)
             case steps.Remove(name):
                 (drop / name).unlink(missing_ok=True)
+            case steps.Count(day, orders):
+                (self.drop("stock") / f"stock_{day}.csv").write_text(written(orders))
+            case steps.Book(table, order, seq):
+                values = [getattr(order, name) or None for name in shop.HEADER] + ([seq] if table == "ledger" else [])
+                with self.tables() as tables:
+                    tables.execute(_BOOK.format(table, ", ".join("?" * len(values))), values)
+            case steps.Strike(order_id):
+                with self.tables() as tables:
+                    tables.execute("delete from till where order_id = ?", (order_id,))
             case steps.Run():
                 error = self._run(step)
                 self._note_runs()
@@ -115,6 +136,12 @@ class World:
     def drop(self, tenant: str) -> Path:
         """Where the files of a tenant arrive."""
         return self.settings.data_dir / "drop" / tenant
+
+    @contextmanager
+    def tables(self) -> Iterator[sqlite3.Connection]:
+        """The database with the ledger and the till; what is done in the block is committed after it."""
+        with closing(sqlite3.connect(self.settings.data_dir / "tables.sqlite")) as connection, connection:
+            yield connection
 
     def _declare(self, design: Design) -> None:
         """Edit the project, and register what its contracts say now, as whoever changes a contract does."""
@@ -147,9 +174,9 @@ class World:
         return StageEnvironment.using(self.settings, self.database)
 
     def _run(self, step: steps.Run) -> str | None:
+        if step.pipeline != PIPELINE:
+            return self.run_stages(TENANT, step.pipeline)
         match step.how:
-            case "stages":
-                return self.run_stages(TENANT)
             case "dagster":
                 return self._run_in_dagster(TENANT)
             case "killed":
@@ -189,23 +216,24 @@ class World:
         command.begin()
         return command
 
-    def run_stages(self, tenant: str) -> str | None:
+    def run_stages(self, tenant: str, pipeline: str = PIPELINE) -> str | None:
         """The stages of a run, one after the other, stopped where a run would be."""
         for _ in range(100):  # the lock of a killed run is free moments after it
-            error = self._attempt(tenant)
+            error = self._attempt(tenant, pipeline)
             if error != "run.in_progress":
                 return error
             time.sleep(0.02)
         raise AssertionError("the lock of a run that is gone was never set free")
 
-    def _attempt(self, tenant: str) -> str | None:
-        request = RunRequest(PIPELINE, tenant, FIRST, LAST)
+    def _attempt(self, tenant: str, pipeline: str) -> str | None:
+        request = RunRequest(pipeline, tenant, FIRST, LAST)
         receipts: list[StageReceipt] = []
         with unchanged_environment():
+            os.environ["YEAR_TABLES"] = f"sqlite:///{self.settings.data_dir / 'tables.sqlite'}"
             environment = self.environment()
-            manifest = environment.declarations.effective(PIPELINE, tenant)
+            manifest = environment.declarations.effective(pipeline, tenant)
             try:
-                with environment.run_lock(tenant, PIPELINE):
+                with environment.run_lock(tenant, pipeline):
                     for spec in lifecycle.specs(manifest, request):
                         receipts.append(execute(spec, _silent, environment))
                         if any(check.blocking and not check.passed for check in receipts[-1].checks):
@@ -228,19 +256,24 @@ class World:
     def look(self) -> Sight:
         """What is there now."""
         with self.database.connect(autocommit=True) as connection:
-            published = {
-                (grain, period, shop_name): value
-                for grain, period, shop_name, value in fetch(connection, _PUBLISHED, (TENANT,))}
-            history = defaultdict(list)
-            for text, opened, closed in fetch(connection, _HISTORY, (TENANT,)):
-                row = json.loads(text, parse_float=Decimal)
-                key = next(row[name] for name in ("order_id", "order_id__bigint") if row.get(name) is not None)
-                history[key].append((row, self._steps_of_runs.get(opened, -1),
-                                     None if closed is None else self._steps_of_runs.get(closed, -1)))
+            views = {pipeline: self._view(connection, pipeline) for pipeline in (PIPELINE, *shop.SOURCES)}
             counts = {name: tuple(numbers) for name, *numbers in fetch(connection, _COUNTS, (TENANT, DATASET))}
             waiting = dict(fetch(connection, _OPEN, (TENANT, DATASET)))
             beside = self._digest(connection, BESIDE)
-        return Sight(published, dict(history), counts, waiting, beside)
+        return Sight(views, counts, waiting, beside)
+
+    def _view(self, connection: psycopg.Connection, pipeline: str) -> View:
+        gdp, kpi = (GDP, KPI) if pipeline == PIPELINE else (f"{pipeline}_row", f"{pipeline}_amount")
+        history = defaultdict(list)
+        if fetch(connection, "select to_regclass($1)::text", (f"gdp.{gdp}",)) != [(None,)]:
+            for text, opened, closed in fetch(connection, _HISTORY.format(gdp), (TENANT,)):
+                row = json.loads(text, parse_float=Decimal)
+                history[row["order_id"]].append((row, self._steps_of_runs.get(opened, -1),
+                                                 None if closed is None else self._steps_of_runs.get(closed, -1)))
+        published = {}
+        if fetch(connection, "select to_regclass($1)::text", (f"published.{kpi}",)) != [(None,)]:
+            published = {tuple(key): value for *key, value in fetch(connection, _PUBLISHED.format(kpi), (TENANT,))}
+        return View(published, dict(history))
 
     def _note_runs(self) -> None:
         """Remember in which step each run of the normalization was."""
@@ -281,14 +314,20 @@ class Ground:
     def __init__(self, server: str, folder: Path) -> None:
         self.server, self.folder = server, folder
         self._admin = server.replace("/barecount?", "/postgres?")
-        sample = folder / "sample"
-        sample.mkdir(parents=True)
-        (sample / "orders_2026-03-02.csv").write_text(written(OPENING))
-        self._shop = Shop(folder / "opening" / "project", "{data_dir}/drop/{tenant}", (TENANT, BESIDE), sample)
+        samples = {pipeline: folder / "samples" / pipeline for pipeline in (PIPELINE, *shop.SOURCES)}
+        for pipeline, sample in samples.items():
+            sample.mkdir(parents=True)
+            rows = written(OPENING, "seq" if pipeline == "ledger" else "").replace("of ", "")
+            (sample / f"{pipeline}_2026-03-02.csv").write_text(rows)
+        self._shop = Shop(folder / "opening" / "project", "{data_dir}/drop/{tenant}", (TENANT, BESIDE), samples)
         self._shop.declare(Design())
         world = World(self, folder / "opening", self._new_database("barecount", "opening"), self._shop)
         with unchanged_environment(), open_instance(world.settings, world.database):
             pass  # Dagster's tables
+        world.drop("stock").mkdir(parents=True)
+        with world.tables() as tables:
+            tables.execute(_TABLE.format("ledger", ", seq integer"))
+            tables.execute(_TABLE.format("till", ""))
         for tenant in (BESIDE, TENANT):
             world.drop(tenant).mkdir(parents=True)
             (world.drop(tenant) / "orders_2026-03-02.csv").write_text(written(OPENING))
@@ -309,7 +348,7 @@ class Ground:
             model = Model()
             for step in (steps.Deliver("orders_2026-03-02.csv", OPENING), steps.Run()):
                 model.apply(step)
-            for versions in model.history.values():
+            for versions in model.numbers.history.values():
                 for version in versions:
                     version.opened = 0
             model.step = 0
@@ -332,18 +371,23 @@ class Ground:
 
 def compare(model: Model, sight: Sight) -> list[str]:
     """Every difference between what is seen and what should be, in words; empty when there is none."""
-    differences = []
-    differences += _compare("published value", model.published, sight.published)
-    differences += _compare("records received, accepted, quarantined of", model.counts(), sight.counts)
+    differences = _compare("records received, accepted, quarantined of", model.counts(), sight.counts)
     waiting = {name: refused for name, (_, _, refused) in model.counts().items() if refused}
     differences += _compare("records that wait in quarantine of", waiting, sight.open)
-    expected = {key: versions for key, versions in model.history.items() if versions}
-    for key in sorted({*expected, *sight.history}):
-        there = sight.history.get(key, [])
+    numbers = {PIPELINE: model.numbers, **{name: beside.numbers for name, beside in model.beside.items()}}
+    for pipeline, wanted in numbers.items():
+        differences += [f"{pipeline}: {text}" for text in _numbers_unlike(wanted, sight.views[pipeline])]
+    return differences
+
+
+def _numbers_unlike(numbers: Numbers, view: View) -> list[str]:
+    differences = _compare("published value", numbers.published, view.published)
+    expected = {key: versions for key, versions in numbers.history.items() if versions}
+    for key in sorted({*expected, *view.history}):
+        there = view.history.get(key, [])
         wanted = expected.get(key, [])
         if [(v.opened, v.closed) for v in wanted] != [(opened, closed) for _, opened, closed in there]:
-            differences.append(f"history of {key}: should be {_spans(wanted)}, is "
-                               f"{[(values, opened, closed) for values, opened, closed in there]}")
+            differences.append(f"history of {key}: should be {_spans(wanted)}, is {there}")
             continue
         for version, (values, _, _) in zip(wanted, there, strict=True):
             differences += [f"history of {key} from step {version.opened}: {text}" for text in _unlike(version, values)]
@@ -396,9 +440,9 @@ def _silent(message: str, done: int, total: int) -> None:
     return None
 
 
-_PUBLISHED = f"select grain, period, shop, value from published.{KPI} where tenant_id = $1"
-_HISTORY = f"""
-select to_jsonb(g)::text, valid_from_run, valid_to_run from gdp.{GDP} g where tenant_id = $1
+_PUBLISHED = "select grain, period, shop, value from published.{} where tenant_id = $1"
+_HISTORY = """
+select to_jsonb(g)::text, valid_from_run, valid_to_run from gdp.{} g where tenant_id = $1
 order by row_version, valid_from_run
 """
 _COUNTS = """
@@ -412,6 +456,10 @@ from platform.source_unit u join platform.quarantine_record q using (batch_id)
 where u.tenant_id = $1 and u.dataset = $2 and q.state = 'open' and q.stage = 'ingestion'
 group by 1
 """
+_TABLE = """
+create table {} (order_id integer primary key, ordered_at text, shop text, amount text, note text{})
+"""
+_BOOK = "insert or replace into {} values ({})"
 _ROWS_OF_A_TENANT = """
 select (
     select jsonb_object_agg(split_part(key, '__', 1), value)::text from jsonb_each(to_jsonb(t)) where value <> 'null')
