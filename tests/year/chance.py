@@ -41,6 +41,10 @@ class Year:
             if self._random.random() < 0.25:
                 yield from self._beside(model)
                 continue
+            if model.meanings.get(model.design.versions["kpi"], model.design.factor) != model.design.factor:
+                yield steps.Run()  # refused: somebody notices, and gives it a version or takes it back
+                yield steps.Formula(self._random.choice((4, model.meanings[model.design.versions["kpi"]])),
+                                    self._random.random() < 0.5)
             for _ in range(self._random.choice((1, 1, 2, 2, 3))):
                 yield self._change(model)
             if any(batch.waits for batch in model.batches.values()) and self._random.random() < 0.4:
@@ -59,7 +63,7 @@ class Year:
 
     def _beside(self, model: Model) -> Iterator[Step]:
         """Something happens to the stock, the ledger or the till, and it runs."""
-        pipeline = self._random.choice(("stock", "ledger", "till"))
+        pipeline = self._random.choice(("ledger",))
         for _ in range(self._random.choice((1, 1, 2, 3))):
             if pipeline == "stock":
                 day = self.day - dt.timedelta(days=self._random.choice((0, 0, 0, 1, 9)))
@@ -170,6 +174,7 @@ class Year:
         choices: list[Step] = [
             steps.Reorder(),
             steps.Formula(self._random.choice((1, 2, 3))),
+            steps.Formula(self._random.choice((1, 2, 3)), is_versioned=False),
             steps.Retype("amount", self._random.choice(KINDS["amount"])),
             *[steps.Demand(self._random.choice(("-1000", "0", "0.01", "20", "500.00")), since)
               for since in ("", "", (self.day - dt.timedelta(days=self._random.randrange(20))).isoformat())],

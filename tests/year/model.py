@@ -147,6 +147,7 @@ class Model:
     batches: dict[tuple[str, Content], Batch] = field(default_factory=dict)
     rejected: set[tuple[str, int]] = field(default_factory=set)
     numbers: Numbers = field(default_factory=Numbers)
+    meanings: dict[int, int] = field(default_factory=dict)
     beside: dict[str, Beside] = field(
         default_factory=lambda: {pipeline: Beside() for pipeline in ("stock", "ledger", "till")})
     landed: int = 0
@@ -188,6 +189,9 @@ class Model:
         return None
 
     def _run(self) -> str | None:
+        version = self.design.versions["kpi"]
+        if self.meanings.get(version, self.design.factor) != self.design.factor:
+            return "definition.changed"  # a version that was published means what it meant
         for name in sorted(self.files, key=natural):
             if name not in self.units or self.units[name].content != self.files[name]:
                 self.landed += 1
@@ -199,6 +203,7 @@ class Model:
         self.numbers.keep(self.head(), self.step)
         if not self.numbers.open_rows() or self._too_much_is_refused():
             return "gate.failed"  # nor is a KPI without a single value published
+        self.meanings[version] = self.design.factor
         shop, amount = self.design.column_of("shop").name, self.design.column_of("amount").name
         self.numbers.published = self.numbers.series(shop, amount, self.design.factor)
         return "contract.schema_drift" if held else None

@@ -146,12 +146,16 @@ class Reorder(Step):
 
 @dataclass(frozen=True)
 class Formula(Step):
-    """The KPI means something else, under a new version of its own."""
+    """The KPI means something else, under a new version of its own, or under the one it has."""
 
     factor: int
+    is_versioned: bool = True
 
     def applied(self, design: Design) -> Design:
-        return design.with_next("kpi", factor=self.factor) if self.factor != design.factor else design
+        if self.factor == design.factor:
+            return design
+        changed = replace(design, factor=self.factor)
+        return changed.with_next("kpi") if self.is_versioned else changed
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ class World:
                     held = lifecycle._held_error(receipts)
             except BareCountError as error:
                 return error.code.value
-            except Exception as error:  # of which the platform says nothing: a difference as any other, to be made short
+            except Exception as error:  # a crash is a difference as any other, to be made short
                 return f"{type(error).__name__}: {error}"
         return held and held.code.value
 
