@@ -37,12 +37,22 @@ _CONTRACT_LAYERS = {"source": "extraction", "raw": "raw", "gdp": "gold", "kpi": 
 
 @dataclass(frozen=True)
 class _Open:
-    """The run that is at work."""
+    """The run that is at work; `run` is None while it is not on record: what it reads tells its token in the end."""
 
     environment: StageEnvironment
-    run: Run
+    job: Job
+    token: str
+    window: tuple[str, str] | None
+    run: Run | None
     project: ProjectLineage
     inputs: tuple[Dataset, ...]
+
+    def begun(self, connection: psycopg.Connection, token: str) -> Run | None:
+        """The run, on record; None when this work was completed before."""
+        if self.run is not None:
+            return self.run
+        return lineage_store.begin(
+            connection, self.job, token, self.environment.code_version, self.window, self.inputs)
 
 
 _open: ContextVar[_Open | None] = ContextVar("open lineage run", default=None)
@@ -50,9 +60,12 @@ _open: ContextVar[_Open | None] = ContextVar("open lineage run", default=None)
 
 def begin(
     environment: StageEnvironment, connection: psycopg.Connection, spec: StageSpec, token: str,
-    inputs: Sequence[Dataset] = (),
+    inputs: Sequence[Dataset] = (), *, told_by_content: bool = False,
 ) -> None:
     """Put on record that a stage starts to work. The caller holds its lock, and no transaction.
+
+    With `told_by_content` only what is read will tell the token of work that succeeds: its start goes on record with its
+    end, and under `token` if it fails.
 
     Raises:
         BareCountError: transform.failed when the models must be compiled and dbt cannot read them.
@@ -65,8 +78,12 @@ def begin(
     models = spec.stage in (Stage.NORMALIZATION, Stage.KPI_BUILD)
     project = project_lineage.of_project(environment.settings, declarations, may_compile=models)
     described = tuple(_described(declarations, spec.pipeline, dataset) for dataset in inputs)
-    run = lineage_store.begin(connection, job, token, environment.code_version, spec.window, described)
-    _open.set(None if run is None else _Open(environment, run, project, described))
+    at = _Open(environment, job, token, spec.window, None, project, described)
+    if told_by_content:
+        _open.set(at)
+    else:
+        run = at.begun(connection, token)
+        _open.set(None if run is None else replace(at, run=run))
 
 
 def complete(
@@ -74,16 +91,17 @@ def complete(
 ) -> None:
     """Put the end of the open run on record, in the caller's transaction. `inputs` replace those it began with."""
     at = _open.get()
-    if at is None:
+    run = at and at.begun(connection, receipt.run_token)
+    if at is None or run is None:
         return
     declarations, pipeline = at.environment.declarations, receipt.pipeline
-    made = {lineage.asset: lineage for lineage in at.project.of_job(at.run.job.name)}
+    made = {lineage.asset: lineage for lineage in at.project.of_job(run.job.name)}
     outputs = [
         _described(declarations, pipeline, _output(receipt, output, made, at.project)) for output in receipt.outputs
     ]
     read = at.inputs if inputs is None else tuple(_described(declarations, pipeline, found) for found in inputs)
     lineage_store.complete(
-        connection, at.run, evidence_seq, read, outputs,
+        connection, run, evidence_seq, read, outputs,
         [_facts(declarations, pipeline, dataset) for dataset in (*read, *outputs)],
         [made[dataset.asset] for dataset in outputs if dataset.asset in made],
     )
@@ -104,7 +122,9 @@ def watched() -> Iterator[None]:
         if at is not None and not _is_lost_database(error):
             try:
                 with at.environment.database.connect(autocommit=True) as connection:
-                    lineage_store.fail(connection, at.run, _message(error), aborted=not isinstance(error, Exception))
+                    run = at.begun(connection, at.token)
+                    if run is not None:
+                        lineage_store.fail(connection, run, _message(error), aborted=not isinstance(error, Exception))
             except (BareCountError, psycopg.Error):
                 logs.get_logger("lineage").log(logging.WARNING, "the end of a run could not be put on record",
                                                exc_info=True)

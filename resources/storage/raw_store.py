@@ -82,9 +82,9 @@ class RawStore:
         self.location = location
         self._backend: Backend = _S3(location) if location.startswith("s3://") else _Folder(Path(location))
 
-    def writer(self, prefix: str, schema: pa.Schema, raw_class: RawClass = "standard") -> ObjectWriter:
-        """Begin an object below `prefix` (see `prefix_of`)."""
-        return ObjectWriter(self._backend, prefix, schema, raw_class)
+    def writer(self, schema: pa.Schema, raw_class: RawClass = "standard") -> ObjectWriter:
+        """Begin an object; where it is put may depend on what it turns out to hold."""
+        return ObjectWriter(self._backend, schema, raw_class)
 
     def read(self, key: str) -> Iterator[pa.RecordBatch]:
         """Stream an object's rows.
@@ -145,12 +145,13 @@ def prefix_of(tenant_id: str, dataset: str, load_date: str, run_token: str) -> s
 class ObjectWriter:
     """One object in the making: nothing is visible before `finish`, nothing is left behind without it."""
 
-    def __init__(self, backend: Backend, prefix: str, schema: pa.Schema, raw_class: RawClass) -> None:
-        self._backend, self._prefix, self._schema, self._raw_class = backend, prefix, schema, raw_class
+    def __init__(self, backend: Backend, schema: pa.Schema, raw_class: RawClass) -> None:
+        self._backend, self._schema, self._raw_class = backend, schema, raw_class
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self._path: Path | None = None
         self._writer: pq.ParquetWriter | None = None
+        self._sealed: str | None = None
         self.rows = 0
 
     def __enter__(self) -> ObjectWriter:
@@ -172,18 +173,26 @@ class ObjectWriter:
             rest = table.slice(ROW_GROUP_ROWS)
             self._pending, self._pending_rows = rest.to_batches(), rest.num_rows
 
-    def finish(self) -> StoredObject:
-        """Close, hash, and put the object under its content-addressed key."""
-        if self._pending_rows or self._writer is None:
-            self._write_group(pa.Table.from_batches(self._pending, self._schema))
-        assert self._writer is not None and self._path is not None
+    def seal(self) -> str:
+        """Close the object, which takes no more rows; returns the SHA-256 (hex) of its bytes."""
+        if self._sealed is None:
+            if self._pending_rows or self._writer is None:
+                self._write_group(pa.Table.from_batches(self._pending, self._schema))
+            assert self._writer is not None and self._path is not None
+            with _store_errors():
+                self._writer.close()
+                with self._path.open("rb") as written:
+                    self._sealed = hashlib.file_digest(written, "sha256").hexdigest()
+                    os.fsync(written.fileno())
+        return self._sealed
+
+    def finish(self, prefix: str) -> StoredObject:
+        """Seal the object and put it below `prefix` (see `prefix_of`), under its content-addressed key."""
+        digest = self.seal()
+        assert self._path is not None
         with _store_errors():
-            self._writer.close()
             size = self._path.stat().st_size
-            with self._path.open("rb") as written:
-                digest = hashlib.file_digest(written, "sha256").hexdigest()
-                os.fsync(written.fileno())
-            key = f"{self._prefix}/{digest}.parquet"
+            key = f"{prefix}/{digest}.parquet"
             self._backend.put(self._path, key, digest, self._raw_class)
         return StoredObject(key, digest, size, self.rows)
 

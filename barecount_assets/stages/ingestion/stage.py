@@ -89,17 +89,17 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         incremental = stack.enter_context(cursors.NewRecords(connector, environment.database, key, cursor))
         units = incremental.begin(
             units, sources.extractor_schema(extraction, environment.declarations.tenant(spec.tenant_id).spec.timezone))
-        token = run_token(
-            stage=Stage.INGESTION,
-            tenant=spec.tenant_id,
-            pipeline=spec.pipeline,
-            manifest=manifest.hash,
-            source=spec.source,
-            window=list(spec.window),
-            units=[[unit.source_id, unit.sha256 or unit.cursor or ""] for unit in units],
-            contracts=[extraction.hash, raw.hash],
-            code=environment.code_version,
-        )
+        identity = {
+            "stage": Stage.INGESTION,
+            "tenant": spec.tenant_id,
+            "pipeline": spec.pipeline,
+            "manifest": manifest.hash,
+            "source": spec.source,
+            "window": list(spec.window),
+            "contracts": [extraction.hash, raw.hash],
+            "code": environment.code_version,
+        }
+        token = run_token(**identity, units=[[unit.source_id, unit.sha256 or unit.cursor or ""] for unit in units])
         reading = stack.enter_context(ReadAhead(incremental, units))
         landing = Landing(environment, spec, reading, extraction, raw, manifest.hash, incremental.landed)
         if spec.probe and not (
@@ -111,7 +111,9 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         environment.register_tenant(connection, spec.tenant_id)
         for name, path in spec.source_paths.items():
             fetch(connection, _REMEMBER_PATH, (spec.tenant_id, spec.pipeline, name, path))
-        lineage.begin(environment, connection, spec, token, [Dataset(f"source.{raw.dataset}")])
+        streams = any(unit.sha256 is None for unit in units)
+        lineage.begin(environment, connection, spec, token, [Dataset(f"source.{raw.dataset}")],
+                      told_by_content=streams)
         raw_tables.ensure(connection, raw.dataset, raw.column_types)
         landed: list[_Landed] = []
         for number, unit in enumerate(units, start=1):
@@ -124,6 +126,9 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         for by_number in (relanded, successors):
             landed = [replace(item, batch=by_number.get(item.batch["batch_id"], item.batch)) for item in landed]
         changed = settled > 0 or judged.batches > 0 or any(unit.state != "known" for unit in landed)
+        if streams:
+            token = run_token(**identity, units=[[item.unit.source_id, item.unit.sha256 or item.batch["content_sha256"]]
+                                                 for item in landed])
         return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction,
                        manifest, judged, incremental.facts)
 
@@ -317,28 +322,13 @@ class Landing:
         spec, dataset = self._spec, self._raw.dataset
         # To judge a batch again makes it no younger.
         load_date = (judged.batch["load_date"] if judged else dt.datetime.now(dt.UTC).date()).isoformat()
-        identity = {
-            "tenant": spec.tenant_id, "dataset": dataset, "source_id": unit.source_id,
-            "partition_date": unit.partition_date and unit.partition_date.isoformat(),
-            "contracts": [self._extraction.hash, self._raw.hash],
-        }
-        if supersedes is not None:
-            identity["read_again"] = supersedes.drift.fingerprint  # contracts may be the same: what reads is newer
-        expired = self._expired(connection, unit, unit.sha256) if unit.sha256 else []
-        if expired:
-            identity["expired_before"] = len(expired)  # its object has a name of its own: the old one's is deleted
-        if judged is not None:  # going back to earlier rules must not find the objects of then
-            identity["judged_again"] = judged.batch["run_token"]
-        # A stream has no digest before it is read; its content is then that of its object.
-        object_token = run_token(**identity, content=unit.sha256 or unit.cursor or load_date)
-        prefix = prefix_of(spec.tenant_id, dataset, load_date, object_token)
         store = self._environment.raw_store
         known: dict[str, Any] | None = None
         under, rules = self._in_force(connection, unit.partition_date or dt.date.fromisoformat(load_date))
         with connection.transaction() as transaction, ExitStack() as stack:
             batch_id, landing = fetch(connection, _BEGIN, (spec.tenant_id, dataset))[0][:2]
-            accepted = stack.enter_context(store.writer(prefix, self._schema.arrow, self._raw_class))
-            quarantine = stack.enter_context(_Quarantine(store, prefix, self._raw_class))
+            accepted = stack.enter_context(store.writer(self._schema.arrow, self._raw_class))
+            quarantine = stack.enter_context(_Quarantine(store, self._raw_class))
             feed = stack.enter_context(_Feed(batches, rules, accepted, quarantine))
             raw_tables.append(connection, dataset, spec.tenant_id, batch_id, feed, self._schema.arrow)
             if accepted.rows + quarantine.rows != feed.received:
@@ -348,15 +338,17 @@ class Landing:
                     f"quarantined {quarantine.rows}",
                     hint="nothing of the unit landed; report this file's shape",
                 )
-            stored, refused = accepted.finish(), quarantine.finish()
-            content = unit.sha256 or stored.sha256
+            content = unit.sha256 or _content_of_stream(accepted.seal(), quarantine.seal())
             if unit.slice is not None:  # its records are new, even if others that landed look like them
                 content = run_token(unit=unit.source_id, content=content)
             elif unit.sha256 is None:
                 known = self._known(connection, unit, content)
                 if known is not None:
                     raise psycopg.Rollback(transaction)
-                expired = self._expired(connection, unit, content)
+            expired = self._expired(connection, unit, content)
+            object_token = self._object_token(unit, content, len(expired), supersedes, judged)
+            prefix = prefix_of(spec.tenant_id, dataset, load_date, object_token)
+            stored, refused = accepted.finish(prefix), quarantine.finish(f"{prefix}/quarantine")
             batch = self._register(connection, unit, observed, feed.observer.seen(), batch_id, object_token, content,
                                    load_date, stored, refused, supersedes, max(expired, default=None), landing, judged,
                                    under)
@@ -379,6 +371,23 @@ class Landing:
         """Put a batch in the place of the one it was read from: with its units, and what was decided of its records."""
         rejudging.carry_over(connection, old, new["batch_id"])
         fetch(connection, _SUPERSEDE, (old["tenant_id"], old["dataset"], old["batch_id"], new["batch_id"]))
+
+    def _object_token(
+        self, unit: Unit, content: str, expired: int, supersedes: WaitingBatch | None, judged: _Judgement | None
+    ) -> str:
+        """Identity of what a unit says, as read under the contracts: what it holds names it, no clock does."""
+        identity: dict[str, Any] = {
+            "tenant": self._spec.tenant_id, "dataset": self._raw.dataset, "source_id": unit.source_id,
+            "partition_date": unit.partition_date and unit.partition_date.isoformat(),
+            "contracts": [self._extraction.hash, self._raw.hash],
+        }
+        if supersedes is not None:
+            identity["read_again"] = supersedes.drift.fingerprint  # contracts may be the same: what reads is newer
+        if expired:
+            identity["expired_before"] = expired  # its object has a name of its own: the old one's is deleted
+        if judged is not None:  # going back to earlier rules must not find the objects of then
+            identity["judged_again"] = judged.batch["run_token"]
+        return run_token(**identity, content=content)
 
     def _load_quarantine(
         self, connection: psycopg.Connection, refused: StoredObject, unit: Unit, batch_id: int, token: str
@@ -457,11 +466,16 @@ class Landing:
         return delivery_order.landing_key(landing)
 
 
+def _content_of_stream(accepted: str, refused: str | None) -> str:
+    """Digest of all that a stream held, by those of its objects: what was refused is content too."""
+    return accepted if refused is None else run_token(accepted=accepted, refused=refused)
+
+
 class _Quarantine:
     """Refused records of one unit, spilled to an object of their own so that memory stays bounded."""
 
-    def __init__(self, store: RawStore, prefix: str, raw_class: RawClass) -> None:
-        self._store, self._prefix, self._raw_class = store, prefix, raw_class
+    def __init__(self, store: RawStore, raw_class: RawClass) -> None:
+        self._store, self._raw_class = store, raw_class
         self._writer: ObjectWriter | None = None
         self.rows = 0
 
@@ -476,12 +490,15 @@ class _Quarantine:
         if rejects.num_rows == 0:
             return
         if self._writer is None:
-            self._writer = self._store.writer(f"{self._prefix}/quarantine", REJECT_SCHEMA, self._raw_class)
+            self._writer = self._store.writer(REJECT_SCHEMA, self._raw_class)
         self._writer.write(rejects)
         self.rows += rejects.num_rows
 
-    def finish(self) -> StoredObject | None:
-        return self._writer.finish() if self._writer else None
+    def seal(self) -> str | None:
+        return self._writer.seal() if self._writer else None
+
+    def finish(self, prefix: str) -> StoredObject | None:
+        return self._writer.finish(prefix) if self._writer else None
 
 
 class _Feed:

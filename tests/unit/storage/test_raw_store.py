@@ -26,10 +26,10 @@ def rows(*numbers: int) -> pa.RecordBatch:
 
 
 def store_rows(store: RawStore, *batches: pa.RecordBatch) -> raw_store.StoredObject:
-    with store.writer(PREFIX, SCHEMA) as writer:
+    with store.writer(SCHEMA) as writer:
         for batch in batches:
             writer.write(batch)
-        return writer.finish()
+        return writer.finish(PREFIX)
 
 
 def test_an_object_is_named_by_the_hash_of_its_bytes_below_its_partition(tmp_path: Path) -> None:
@@ -71,9 +71,18 @@ def test_other_content_under_an_existing_name_is_refused_and_not_written(tmp_pat
 
 def test_an_unfinished_object_leaves_nothing(tmp_path: Path) -> None:
     store = RawStore(str(tmp_path))
-    with store.writer(PREFIX, SCHEMA) as writer:
+    with store.writer(SCHEMA) as writer:
         writer.write(rows(1))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_sealed_object_that_is_not_wanted_leaves_nothing(tmp_path: Path) -> None:
+    store = RawStore(str(tmp_path))
+    stored = store_rows(store, rows(1))
+    with store.writer(SCHEMA) as writer:
+        writer.write(rows(1))
+        assert writer.seal() == writer.seal() == stored.sha256
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / stored.key]
 
 
 def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
@@ -128,9 +137,9 @@ def test_s3_keeps_the_same_promises(bucket) -> None:
 
 def test_objects_lie_in_the_storage_class_that_is_declared_and_move_without_a_change(bucket, tmp_path: Path) -> None:
     store = RawStore("s3://raw/prefix")
-    with store.writer(PREFIX, SCHEMA, "archive") as writer:
+    with store.writer(SCHEMA, "archive") as writer:
         writer.write(rows(1, 2))
-        stored = writer.finish()
+        stored = writer.finish(PREFIX)
 
     def found() -> tuple[str | None, str | None]:
         head = bucket.head_object(Bucket="raw", Key=f"prefix/{stored.key}")
@@ -179,8 +188,8 @@ def test_every_type_comes_back_as_it_was_however_its_values_repeat(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(raw_store, "ROW_GROUP_ROWS", group)
         store = RawStore(str(tmp_path_factory.mktemp("store")))
-        with store.writer(PREFIX, table.schema) as writer:
+        with store.writer(table.schema) as writer:
             for batch in table.to_batches():
                 writer.write(batch)
-            stored = writer.finish()
+            stored = writer.finish(PREFIX)
         assert pa.Table.from_batches(store.read(stored.key), table.schema).equals(table)
