@@ -8,7 +8,6 @@ platform itself never guesses.
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 
 import yaml
 
+from barecount_assets.stages.ingestion.connectors.files import partition_date_of
 from resources.data_utilities.time_zones import rules_of
+from resources.governance import name_dates
 from resources.governance.contract_evolution import column_name
 from resources.governance.manifests import MAX_REFUSED
 from resources.runtime.errors import BareCountError, ErrorCode
 
 _SAMPLE_ROWS = 10_000
-_DATE_IN_NAME = re.compile(r"\d{4}-\d{2}-\d{2}")
 _GDP_COLUMNS = (
     ("tenant_id", "text", "Tenant that owns the row."),
     ("row_hash", "bytea", "SHA-256 over the business columns."),
@@ -34,7 +34,9 @@ _GDP_COLUMNS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What to scaffold: column arguments are names as the source has them; `time_zone` is a new tenant's."""
+    """What to scaffold: column arguments are names as the source has them; `time_zone` is a new tenant's, `file_name`
+    the manifest's glob.
+    """
 
     pipeline: str
     path: Path
@@ -47,6 +49,7 @@ class Request:
     owner: str
     delimiter: str = ","
     time_zone: str | None = None
+    file_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -332,14 +335,14 @@ class _Draft:
         }
 
     def _manifest(self) -> dict[str, Any]:
-        name, first = self.sources[0].name, self.sources[0]
-        match = _DATE_IN_NAME.search(name)
         source: dict[str, Any] = {"name": self.source, "dataset": self.dataset, "connector": "files"}
-        if first.parent.resolve() == self.request.path.resolve() and match:
-            source["file_name"] = f"{name[: match.start()]}{{date}}*.csv"
+        start, named = dt.date(2020, 1, 1), self._dated_names()
+        if named:
+            source["file_name"], start = named
+        elif any(name_dates.look_for_date(path.name) for path in self.sources):
+            source["order"] = "landing"
         source["path"] = str(self.request.path.resolve())
         source["format"] = {"type": "csv", "delimiter": self.request.delimiter}
-        start = dt.date.fromisoformat(match.group()) if match else dt.date(2020, 1, 1)
         return {
             "apiVersion": "barecount/v1", "kind": "Pipeline",
             "metadata": {
@@ -357,6 +360,35 @@ class _Draft:
                 "retention": {"raw_class": "standard", "raw_days": 2555}, "alerts": {"route": [self.request.owner]},
             },
         }
+
+    def _dated_names(self) -> tuple[str, dt.date] | None:
+        """The glob that reads the dates in the names of the sample's files, and the first of them; None for no dates.
+
+        Raises:
+            BareCountError: usage when the names can be read in more than one way, or hold dates that no glob reads.
+        """
+        if not self.request.path.is_dir():
+            return None
+        names = [path.name for path in self.sources]
+        if self.request.file_name:
+            globs = [self.request.file_name]
+        elif all(name_dates.look_for_date(name) is None for name in names):
+            return None
+        else:
+            globs = name_dates.common_file_names(names)
+        dated = "{date" in globs[0] if globs else False
+        if len(globs) == 1 and not dated:
+            return globs[0], dt.date(2020, 1, 1)
+        days = [[partition_date_of(name, glob) for name in names] for glob in globs]
+        readings = {tuple(dates): glob for dates, glob in zip(days, globs, strict=True)}
+        first = min((day for dates in readings for day in dates if day is not None), default=None)
+        if len(readings) != 1 or first is None:
+            found = " or ".join(readings.values()) or "no one glob"
+            raise BareCountError(
+                ErrorCode.USAGE, f"the names of the files ({', '.join(names[:3])}) look as if they held dates, which "
+                f"can be read by {found}", hint="say how: --file-name 'sales_{date:%d-%m-%Y}*.csv'; without {date} if "
+                "they are none")
+        return globs[0], first
 
     def _gdp_sql(self) -> str:
         columns = ",\n        ".join(f.name for f in self.fields)

@@ -201,6 +201,9 @@ def new(
     time_zone: Annotated[
         str | None, typer.Option("--timezone", help="Where a new tenant's days begin; Europe/London if left out.")
     ] = None,
+    file_name: Annotated[str | None, typer.Option(
+        "--file-name", help="Which files of the folder, and where their date stands: 'sales_{date:%d-%m-%Y}*.csv'.",
+    )] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files it would write.")] = False,
 ) -> None:
     """Write the first version of a pipeline from a sample of its source: contracts, models, KPI, manifest."""
@@ -209,7 +212,7 @@ def new(
 
     project = Settings.from_environment().project_dir
     contents = scaffold.plan(project, scaffold.Request(
-        pipeline, source, entity, key, date, measure, dimension, tenant, owner, delimiter, time_zone))
+        pipeline, source, entity, key, date, measure, dimension, tenant, owner, delimiter, time_zone, file_name))
     if not dry_run:
         scaffold.write(project, contents)
     for path in contents:

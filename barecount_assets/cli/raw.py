@@ -100,6 +100,43 @@ def forget(
     output.print_json({"batches": count}) if as_json else typer.echo(f"{count} expired batches count no longer")
 
 
+@command(app)
+def withdraw(
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    source: Annotated[str, typer.Argument(help="Name of the source in its manifest.")],
+    unit: Annotated[str, typer.Argument(help="File, as the source's folder has it, or slice.")],
+    reason: Why, tenant: Tenant = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Let a withdrawn unit count again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would leave.")] = False, by: By = None,
+    as_json: Json = False,
+) -> None:
+    """Let what a file or slice says count no more: the next run takes it out of every number."""
+    from barecount_assets import withdrawal
+    from barecount_assets.cli.runs import tenants_of
+
+    opened = environment()
+    tenants = tenants_of(opened, pipeline, tenant)
+    if len(tenants) > 1:
+        raise typer.BadParameter(f"{pipeline} serves {', '.join(tenants)}: say --tenant")
+    done = withdrawal.withdraw(opened, pipeline, source, unit, tenants[0], person(by), reason, undo=undo,
+                               dry_run=dry_run)
+    if as_json:
+        output.print_json({
+            "tenant": done.tenant_id, "dataset": done.dataset, "unit": done.unit, "undo": undo, "dry_run": dry_run,
+            "content_sha256": done.content_sha256, "rows": done.rows, "same_content": list(done.same_content),
+            "evidence": done.evidence_seq})
+        return
+    word = ("restored" if undo else "withdrawn") if not dry_run else f"would be {'restored' if undo else 'withdrawn'}"
+    recorded = f", evidence {done.evidence_seq}" if done.evidence_seq else ""
+    typer.echo(f"{done.tenant_id} {done.dataset} {done.unit}: {word}{recorded}")
+    if done.same_content:
+        typer.echo(f"no number changes by it: {', '.join(done.same_content)} says the same and counts")
+    else:
+        direction = "come back into" if undo else "leave"
+        typer.echo(f"{done.rows:,} rows {direction} GDPs and KPIs with the next run: barecount run {pipeline} "
+                   f"--tenant {done.tenant_id}")
+
+
 @command(hold_app)
 def add(
     tenant: Annotated[str, typer.Option("--tenant", help="Tenant id.")], reason: Why, dataset: Dataset = None,

@@ -134,6 +134,8 @@ def _counts(receipt: StageReceipt) -> str:
 
 def show_outcome(outcome: RunOutcome, *, dry_run: bool) -> None:
     """The end of one tenant's run, for people."""
+    from rich.markup import escape
+
     console = output.console()
     request = outcome.request
     title = f"[bold]{request.pipeline}[/] {request.tenant_id} {request.start} to {request.end}"
@@ -157,6 +159,9 @@ def show_outcome(outcome: RunOutcome, *, dry_run: bool) -> None:
                       f"{shares.accepted:,}, quarantined {whole.refused:,} ({share})", soft_wrap=True)
     for warning in outcome.warnings:
         console.print(f"[yellow]warning[/] {warning}", soft_wrap=True)
+    for receipt in outcome.receipts:
+        for notice in receipt.facts.get("notices", ()):
+            console.print(f"[yellow]notice[/] {escape(notice)}", soft_wrap=True)
 
 
 def to_json(outcome: RunOutcome) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def begin(
 ) -> None:
     """Put on record that a stage starts to work. The caller holds its lock, and no transaction.
 
-    With `told_by_content` only what is read will tell the token of work that succeeds: its start goes on record with its
-    end, and under `token` if it fails.
+    With `told_by_content` only what is read will tell the token of work that succeeds: its start goes on record with
+    its end, and under `token` if it fails.
 
     Raises:
         BareCountError: transform.failed when the models must be compiled and dbt cannot read them.

@@ -60,7 +60,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                 f"everything of {spec.pipeline} that has landed for {spec.tenant_id} waits for decisions on drift",
                 hint="`barecount drift list` shows what changed; accept or reject it, then run again",
             )
-        if not batches:
+        if not batches and last is None:  # later on nothing left is a state like another: all of it was withdrawn
             raise BareCountError(
                 ErrorCode.SOURCE_NOT_FOUND,
                 f"there is nothing to normalize: no raw batch of {spec.pipeline} has landed for {spec.tenant_id}",

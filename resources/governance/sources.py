@@ -7,11 +7,22 @@ manifest that holds a value instead is refused. Templates name what changes from
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from resources.governance import name_dates
 from resources.runtime.declared import SECRET_REFERENCE, DatasetId, Declared, Name, Text, did_you_mean, listed, refusal
 
 PATH_PLACEHOLDERS = ("data_dir", "project_dir", "tenant")
@@ -80,6 +91,11 @@ class Source(Declared):
     dataset: DatasetId
 
     @property
+    def ordered_by(self) -> str:
+        """What its deliveries are put in order by, in one word; `landing` where nothing is declared."""
+        return "landing"
+
+    @property
     def dated(self) -> bool:
         """True when each unit of the source belongs to the partition of one day."""
         return False
@@ -134,19 +150,76 @@ class ParquetFormat(Declared):
 FileFormat = CsvFormat | JsonLinesFormat | ParquetFormat
 
 
+class DateInName(Declared):
+    """A date in the name, or a time: `date` is its format, `which` tells it from others, -1 being the last."""
+
+    date: Text
+    which: int | None = None
+
+    @field_validator("date")
+    @classmethod
+    def _tells_a_date(cls, format: str) -> str:
+        return _date_format((format,), times=True)[0]
+
+    @field_validator("which")
+    @classmethod
+    def _counts_from_one(cls, which: int | None) -> int | None:
+        return _position(which)
+
+
+class NumberInName(Declared):
+    """A number in the file's own name: 1 is the first, -1 the last."""
+
+    number: int
+
+    @field_validator("number")
+    @classmethod
+    def _counts_from_one(cls, number: int) -> int | None:
+        return _position(number)
+
+
+def _position(which: int | None) -> int | None:
+    if which == 0:
+        raise refusal("there is no such place", found="0", allowed="1 for the first, -1 for the last")
+    return which
+
+
+def _date_format(formats: Sequence[str], *, times: bool) -> Sequence[str]:
+    problem = name_dates.problem_of(formats, times=times)
+    if problem is not None:
+        raise refusal(f"not the format of a date: {problem}", found=" ".join(formats), allowed="e.g. %Y%m%d, %Y-%m")
+    return formats
+
+
+def _kind_of_order(order: Any) -> str:
+    if isinstance(order, str):
+        return "word"
+    names = order if isinstance(order, dict) else type(order).model_fields
+    return "date" if "date" in names else "number"
+
+
+FileOrder = Annotated[
+    Annotated[Literal["landing", "natural", "modified"], Tag("word")] | Annotated[DateInName, Tag("date")]
+    | Annotated[NumberInName, Tag("number")],
+    Discriminator(_kind_of_order),
+]
+
+
 class FileSource(Source):
     """Files of a folder, or one file; local or `s3://`.
 
     `path` is a template with {data_dir}, {project_dir}, {tenant} and {sources.<name>}; without one it must be
     given when the pipeline runs (`--source NAME=PATH`). `file_name` is a glob, relative to the folder, in which
-    {date} stands for the partition's date, YYYY-MM-DD; without {date} the source is undated: every file in
-    every run.
+    {date} stands for the partition's date, YYYY-MM-DD, and {date:FORMAT} for one in another format; without {date} the
+    source is undated: every file in every run. `order` says which of several deliveries is the newest: the one that
+    landed last (`landing`, what counts where nothing is declared), or by names or times of the files.
     """
 
     connector: Literal["files"]
     path: Text | None = None
     file_name: Text | None = None
     format: Annotated[FileFormat, Field(discriminator="type")]
+    order: FileOrder | None = None
 
     @field_validator("path")
     @classmethod
@@ -160,15 +233,37 @@ class FileSource(Source):
 
     @field_validator("file_name")
     @classmethod
-    def _only_the_date(cls, file_name: str | None) -> str | None:
-        for name in placeholders(file_name or ""):
+    def _only_dates(cls, file_name: str | None) -> str | None:
+        formats = []
+        for placeholder in placeholders(file_name or ""):
+            name, _, format = placeholder.partition(":")
             if name != "date":
-                raise refusal("unknown placeholder", found=f"{{{name}}}", allowed="{date}")
+                raise refusal("unknown placeholder", found=f"{{{name}}}", allowed="{date}, {date:FORMAT}")
+            formats.append(format if ":" in placeholder else name_dates.ISO)
+        if formats:
+            _date_format(formats, times=False)
         return file_name
 
     @property
     def dated(self) -> bool:
-        return "{date}" in (self.file_name or "")
+        return any(name.partition(":")[0] == "date" for name in placeholders(self.file_name or ""))
+
+    @property
+    def ordered_by(self) -> str:
+        if isinstance(self.order, DateInName):
+            return f"date {self.order.date}" + ("" if self.order.which is None else f" {self.order.which}")
+        if isinstance(self.order, NumberInName):
+            return f"number {self.order.number}"
+        return self.order or "landing"
+
+
+CursorOrder = Literal["landing", "cursor"]
+"""By landing, as each reading finds the source as it is by then, or by the typed end of each slice."""
+
+
+def _cursor_to_order_by(order: str | None, has_cursor: bool) -> None:
+    if order == "cursor" and not has_cursor:
+        raise refusal("there is no cursor to order by", found="cursor", allowed="landing", at=("order",))
 
 
 # --- REST -------------------------------------------------------------------------------------------------
@@ -308,6 +403,7 @@ class RestSource(Source):
     max_wait_seconds: float = Field(default=60.0, ge=0)
     max_response_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     max_pages: int = Field(default=100_000, ge=1)
+    order: CursorOrder | None = None
 
     @field_validator("params")
     @classmethod
@@ -331,6 +427,7 @@ class RestSource(Source):
 
     @model_validator(mode="after")
     def _dated_or_incremental(self) -> Self:
+        _cursor_to_order_by(self.order, self.incremental is not None)
         texts = (self.url, *self.params.values())
         used = {name for text in texts for name in _PLACEHOLDER.findall(text)}
         found = listed(f"{{{name}}}" for name in sorted(used))
@@ -342,6 +439,10 @@ class RestSource(Source):
             message = "{cursor} in url or params and the section incremental need each other"
             raise refusal(message, found=found, allowed="both, or neither", at=("incremental",))
         return self
+
+    @property
+    def ordered_by(self) -> str:
+        return self.order or "landing"
 
     @property
     def dated(self) -> bool:
@@ -392,6 +493,7 @@ class SqlSource(Source):
     order_by: tuple[Text, ...] = ()
     batch_rows: int = Field(default=20_000, ge=1)
     connect_timeout_seconds: int = Field(default=15, ge=1)
+    order: CursorOrder | None = None
 
     @field_validator("dsn")
     @classmethod
@@ -406,8 +508,13 @@ class SqlSource(Source):
             raise refusal("holds a password", found="a value", allowed=f"a reference: {_REFERENCE_FORM}")
         return dsn
 
+    @property
+    def ordered_by(self) -> str:
+        return self.order or "landing"
+
     @model_validator(mode="after")
     def _table_or_query(self) -> Self:
+        _cursor_to_order_by(self.order, self.cursor_column is not None)
         if (self.table is None) == (self.query is None):
             found = "neither" if self.table is None else "both"
             raise refusal("a table or a query is read", found=found, allowed="one of table and query", at=("table",))

@@ -105,6 +105,11 @@ def resolve_path(manifest: Pipeline, source: FileSource, spec: StageSpec, settin
     return os.path.normpath(base / path)
 
 
+def path_if_known(manifest: Pipeline, source: FileSource, spec: StageSpec, settings: Settings) -> str | None:
+    """Path of a file source; None where neither the manifest nor this run says one."""
+    return resolve_path(manifest, source, spec, settings) if source.path or source.name in spec.source_paths else None
+
+
 def connector_for(
     manifest: Pipeline, source: AnySource, spec: StageSpec, environment: StageEnvironment
 ) -> Connector:
@@ -113,7 +118,8 @@ def connector_for(
         from barecount_assets.stages.ingestion.connectors.files import FilesConnector, file_format
 
         path = resolve_path(manifest, source, spec, environment.settings)
-        return FilesConnector(path, source.file_name, file_format(source.format.model_dump()))
+        return FilesConnector(path, source.file_name, file_format(source.format.model_dump()),
+                              asks_about_dates=not source.dated and source.order is None)
     lookup = _lookup(source, spec, environment)
     if source.connector == "rest":
         from barecount_assets.stages.ingestion.connectors.rest import RestConnector

@@ -32,6 +32,7 @@ from barecount_assets.stages.ingestion import (
     settling,
     sources,
 )
+from barecount_assets.stages.ingestion.delivery_order import LANDING_LENGTH, Delivered, landing_key
 from barecount_assets.stages.ingestion.observing import RowObserver
 from barecount_assets.stages.ingestion.reading_ahead import ReadAhead
 from barecount_assets.stages.ingestion.records import (
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 _NOT_IN_EVIDENCE = {"batch_id", "is_current", "run_token", "observed_names", "replay_of", "supersedes",
                     "observed_types"}
 _QUEUE_BATCHES = 2
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _READINGS = 3  # of one unit, whose source changes while it is read
 
 
@@ -103,7 +105,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         reading = stack.enter_context(ReadAhead(incremental, units))
         landing = Landing(environment, spec, reading, extraction, raw, manifest.hash, incremental.landed)
         if spec.probe and not (
-            landing.all_known(connection, units) and _days_marked(connection, spec, source.dated, window)
+            landing.all_known(connection, units) and not landing.reordered(connection)
+            and _days_marked(connection, spec, source.dated, window)
             and not settling.due(connection, spec.tenant_id, extraction, raw)
             and not rejudging.due(connection, spec.tenant_id, raw)
         ):
@@ -115,6 +118,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         lineage.begin(environment, connection, spec, token, [Dataset(f"source.{raw.dataset}")],
                       told_by_content=streams)
         raw_tables.ensure(connection, raw.dataset, raw.column_types)
+        reordered = landing.reorder(connection)
         landed: list[_Landed] = []
         for number, unit in enumerate(units, start=1):
             progress(f"{spec.source} {unit.source_id}", number - 1, len(units))
@@ -125,17 +129,26 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         successors, judged = landing.judge_again(connection, source, progress)
         for by_number in (relanded, successors):
             landed = [replace(item, batch=by_number.get(item.batch["batch_id"], item.batch)) for item in landed]
-        changed = settled > 0 or judged.batches > 0 or any(unit.state != "known" for unit in landed)
+        changed = settled > 0 or judged.batches > 0 or reordered > 0 or any(
+            unit.state not in ("known", "withdrawn") for unit in landed)
         if streams:
             token = run_token(**identity, units=[[item.unit.source_id, item.unit.sha256 or item.batch["content_sha256"]]
                                                  for item in landed])
-        return _finish(spec, environment, connection, source.dated, window, token, landed, changed, extraction,
-                       manifest, judged, incremental.facts)
+        withdrawn = [item.unit.source_id for item in landed if item.state == "withdrawn"]
+        looked: dict[str, Any] = {}
+        if source.connector == "files":
+            from barecount_assets.stages.ingestion import notices
+
+            looked = notices.of_folder(connection, environment, manifest, source, spec, connector, units, window,
+                                       withdrawn)
+        return _finish(spec, environment, connection, source.dated, window, token,
+                       [item for item in landed if item.state != "withdrawn"], changed, extraction, manifest, judged,
+                       incremental.facts, looked)
 
 
 @dataclass(frozen=True)
 class _Landed:
-    """What became of one unit; state is landed, reinstated, redelivered or known."""
+    """What became of one unit; state is landed, reinstated, redelivered, known or withdrawn."""
 
     unit: Unit
     state: str
@@ -170,7 +183,9 @@ class Landing:
         self._replay = replay
         self._environment, self._spec, self._connector = environment, spec, connector
         self._extraction, self._raw, self._manifest_hash = extraction, raw, manifest_hash
-        self._raw_class = environment.declarations.effective(spec.pipeline, spec.tenant_id).spec.retention.raw_class
+        manifest = environment.declarations.effective(spec.pipeline, spec.tenant_id)
+        assert spec.source is not None
+        self._source, self._raw_class = manifest.source(spec.source), manifest.spec.retention.raw_class
         time_zone = environment.declarations.tenant(spec.tenant_id).spec.timezone
         self._schema = sources.extractor_schema(extraction, time_zone)
         self._rules = ContractRules(raw)
@@ -179,9 +194,43 @@ class Landing:
         """Whether every unit's content has landed as what the unit says. A stream is unknown until it is read."""
         for unit in units:
             batch = unit.sha256 and self._known(connection, unit, unit.sha256)
-            if not batch or not batch["is_said"]:
+            if not batch or not batch["is_said"] or self._moved(unit, batch):
                 return False
         return True
+
+    def reordered(self, connection: psycopg.Connection) -> bool:
+        """Whether another order is declared than units have been put in."""
+        return bool(fetch(connection, _OTHERWISE_ORDERED, self._order_key))
+
+    def reorder(self, connection: psycopg.Connection) -> int:
+        """Put what landed under another declared order in the one that is declared now; returns how many units."""
+        with connection.transaction():
+            rows = fetch(connection, _OTHERWISE_ORDERED, self._order_key)
+            if not rows:
+                return 0
+            orders = {
+                source_id: self._declared_order(Delivered(source_id, modified_at, cursor, kind)) + landing_key(landing)
+                for source_id, landing, modified_at, cursor, kind in rows
+            }
+            tenant_id, dataset, ordered_by = self._order_key
+            head = ledger.newest(connection, tenant_id)
+            ledger.append(connection, ledger.Entry(
+                tenant_id, "source.reordered", dataset, run_token(reordered=dataset, by=ordered_by, after=head),
+                {"ordered_by": ordered_by, "delivery_orders": orders}))
+            fetch(connection, _REORDER, (*self._order_key, list(orders), list(orders.values())))
+        return len(rows)
+
+    @property
+    def _order_key(self) -> tuple[str, str, str]:
+        return self._spec.tenant_id, self._raw.dataset, self._source.ordered_by
+
+    def _declared_order(self, unit: Delivered) -> str:
+        return delivery_order.declared_key(self._source, unit)
+
+    def _moved(self, unit: Unit, batch: dict[str, Any]) -> bool:
+        """Whether a unit that says what it said stands elsewhere now: its file has another time."""
+        return unit.options.get("replay_of") is None and not batch["is_withdrawn"] and (
+            self._declared_order(delivered(unit)) != batch["unit_order"][:-LANDING_LENGTH])
 
     def land(self, connection: psycopg.Connection, unit: Unit) -> _Landed:
         """Land one unit unless its content is there."""
@@ -294,8 +343,8 @@ class Landing:
 
     def _recognise(self, connection: psycopg.Connection, unit: Unit, batch: dict[str, Any]) -> _Landed:
         """Known content is what the unit says already, or comes again: as a copy, or back from an earlier state."""
-        if batch["is_said"]:
-            return _Landed(unit, "known", batch)
+        if batch["is_said"] and not self._moved(unit, batch):
+            return _Landed(unit, "withdrawn" if batch["is_withdrawn"] else "known", batch)
         state = "redelivered" if batch["is_current"] else "reinstated"
         with connection.transaction():
             # The same content can come and go any number of times; what was last on record tells them apart.
@@ -311,8 +360,7 @@ class Landing:
                      "delivery_order": order},
                 ),
             )
-            fetch(connection, _POINT, (
-                self._spec.tenant_id, self._raw.dataset, unit.source_id, batch["batch_id"], order, landing))
+            self._point(connection, unit, batch["batch_id"], order, landing)
         return _Landed(unit, state, batch)
 
     def _copy(
@@ -451,8 +499,7 @@ class Landing:
         if batch["replay_of"] is None and any(change.blocking for change in changes):
             drift_register.record(connection, batch, observed, changes, self._extraction, self._raw)
         if judged is None and supersedes is None:
-            fetch(connection, _POINT, (
-                self._spec.tenant_id, self._raw.dataset, unit.source_id, batch_id, order, landing))
+            self._point(connection, unit, batch_id, order, landing)
         return {**batch, "evidence_seq": seq}
 
     def _order(self, connection: psycopg.Connection, unit: Unit, landing: int) -> str:
@@ -463,12 +510,27 @@ class Landing:
         if original is not None:
             statement = "select delivery_order from platform.raw_batch where batch_id = $1"
             return delivery_order.replay_key(fetch(connection, statement, (original,))[0][0], landing)
-        return delivery_order.landing_key(landing)
+        return self._declared_order(delivered(unit)) + landing_key(landing)
+
+    def _point(self, connection: psycopg.Connection, unit: Unit, batch_id: int, order: str, landing: int) -> None:
+        """Let a unit say a batch from now on."""
+        about = delivered(unit)
+        tenant_id, dataset, ordered_by = self._order_key
+        fetch(connection, _POINT, (tenant_id, dataset, unit.source_id, batch_id, order, landing, ordered_by,
+                                   about.modified_at, about.cursor, about.kind))
 
 
 def _content_of_stream(accepted: str, refused: str | None) -> str:
     """Digest of all that a stream held, by those of its objects: what was refused is content too."""
     return accepted if refused is None else run_token(accepted=accepted, refused=refused)
+
+
+def delivered(unit: Unit) -> Delivered:
+    """What a declared order may go by."""
+    modified = unit.options.get("mtime_ns")
+    return Delivered(
+        unit.source_id, None if modified is None else _EPOCH + dt.timedelta(microseconds=modified // 1000),
+        unit.cursor or None, unit.slice and unit.slice.cursor.kind)
 
 
 class _Quarantine:
@@ -587,7 +649,7 @@ def split(
 def _finish(
     spec: StageSpec, environment: StageEnvironment, connection: psycopg.Connection, dated: bool, window: Window,
     token: str, landed: list[_Landed], changed: bool, extraction: Contract, manifest: Pipeline,
-    judged: rejudging.Judged, cursor: Mapping[str, Any],
+    judged: rejudging.Judged, cursor: Mapping[str, Any], looked: dict[str, Any],
 ) -> StageReceipt:
     batches = [item.batch for item in landed]
     unique = {batch["batch_id"]: batch for batch in batches}.values()
@@ -619,7 +681,7 @@ def _finish(
     receipt = StageReceipt(
         stage=Stage.INGESTION, tenant_id=spec.tenant_id, pipeline=spec.pipeline, run_token=token, changed=changed,
         counts=shown, outputs=(Output(extraction.dataset, content, counts["accepted"]),), checks=checks,
-        facts={"source": spec.source, "days": per_day,
+        facts={"source": spec.source, "days": per_day, **looked,
                **({"judged_again": asdict(judged)} if judged.batches else {}),
                **({"cursor": dict(cursor)} if cursor else {})},
     )
@@ -742,16 +804,13 @@ returning landings
 """
 _BATCH = "select * from platform.raw_batch where batch_id = $1"
 _KNOWN = """
-select * from (
-    select b.*, exists (
-        select from platform.source_unit u
-        where u.tenant_id = b.tenant_id and u.dataset = b.dataset and u.source_id = $5 and u.batch_id = b.batch_id
-    ) as is_said
-    from platform.raw_batch b
-    where b.tenant_id = $1 and b.dataset = $2 and b.partition_date is not distinct from $3::date
-        and b.content_sha256 = $4
-) known
-where is_said or not exists (select from platform.raw_expiry e where e.batch_id = known.batch_id)
+select b.*, u.source_id is not null as is_said, u.delivery_order as unit_order,
+    u.withdrawn_seq is not null as is_withdrawn
+from platform.raw_batch b
+left join platform.source_unit u
+    on u.tenant_id = b.tenant_id and u.dataset = b.dataset and u.source_id = $5 and u.batch_id = b.batch_id
+where b.tenant_id = $1 and b.dataset = $2 and b.partition_date is not distinct from $3::date and b.content_sha256 = $4
+    and (u.source_id is not null or not exists (select from platform.raw_expiry e where e.batch_id = b.batch_id))
 order by is_said desc, batch_id desc limit 1
 """
 _EXPIRED = """
@@ -761,10 +820,24 @@ where b.tenant_id = $1 and b.dataset = $2 and b.partition_date is not distinct f
 order by 1
 """
 _POINT = """
-insert into platform.source_unit (tenant_id, dataset, source_id, batch_id, delivery_order, landing)
-values ($1, $2, $3, $4, $5, $6)
+insert into platform.source_unit (
+    tenant_id, dataset, source_id, batch_id, delivery_order, landing, ordered_by, modified_at, cursor_value,
+    cursor_kind)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 on conflict (tenant_id, dataset, source_id) do update set
-    batch_id = excluded.batch_id, delivery_order = excluded.delivery_order, landing = excluded.landing
+    batch_id = excluded.batch_id, delivery_order = excluded.delivery_order, landing = excluded.landing,
+    ordered_by = excluded.ordered_by, modified_at = excluded.modified_at, cursor_value = excluded.cursor_value,
+    cursor_kind = excluded.cursor_kind, withdrawn_seq = null
+"""
+_OTHERWISE_ORDERED = """
+select u.source_id, u.landing, coalesce(u.modified_at, b.landed_at), u.cursor_value, u.cursor_kind
+from platform.source_unit u join platform.raw_batch b using (batch_id)
+where u.tenant_id = $1 and u.dataset = $2 and u.ordered_by <> $3 and b.replay_of is null
+"""
+_REORDER = """
+update platform.source_unit u set delivery_order = o.delivery_order, ordered_by = $3
+from unnest($4::text[], $5::text[]) as o (source_id, delivery_order)
+where u.tenant_id = $1 and u.dataset = $2 and u.source_id = o.source_id
 """
 _REGISTER = """
 insert into platform.raw_batch (

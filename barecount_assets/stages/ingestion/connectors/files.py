@@ -1,9 +1,9 @@
 """Files: one file, a folder or a glob, on local disk or S3, as units of CSV, JSON Lines or Parquet.
 
-A source says where (`path`) and which (`file_name`, a glob in which `{date}` is the partition date). In
-globs, `*` and `?` stay within one path segment, `**` is any number of folders, `[...]` is a character
-class; names that begin with a dot match only where the glob says the dot. What a file's bytes mean is the
-format's matter (`csv`, `jsonl`, `parquet` beside this module).
+A source says where (`path`) and which (`file_name`, a glob in which `{date}` is the partition date, or `{date:FORMAT}`
+where it is written in another format than YYYY-MM-DD). In globs, `*` and `?` stay within one path segment, `**` is any
+number of folders, `[...]` is a character class; names that begin with a dot match only where the glob says the dot.
+What a file's bytes mean is the format's matter (`csv`, `jsonl`, `parquet` beside this module).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -36,10 +36,12 @@ from barecount_assets.stages.ingestion.records import (
     Unit,
     Window,
 )
+from resources.governance import name_dates
 from resources.runtime.errors import BareCountError, ErrorCode
 
 _S3 = "s3://"
-_DATE = "{date}"
+_DATE = re.compile(r"\{date(?::([^{}]*))?\}")
+_SHOWN = 5  # names in an error
 _HASH_BYTES = 4 << 20
 _HASH_THREADS = 4
 
@@ -71,7 +73,12 @@ def partition_date_of(name: str, file_name: str) -> dt.date | None:
         BareCountError: source.malformed when the date is no day of the calendar.
     """
     match = _glob(file_name).fullmatch(name)
-    return match and _date(match, name)
+    return match and _date(match, file_name, name)
+
+
+def is_named(name: str, file_name: str) -> bool:
+    """Whether a file of a source's folder is one that `file_name` means."""
+    return _glob(file_name).fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,13 @@ class FilesConnector:
         file_name: glob of the files in the folder, relative to it. With `{date}` the source is dated: units
             carry the day, and the window chooses. None takes the file itself, or all files of the folder.
         format: how the bytes are read.
+        asks_about_dates: names that look as if they held a date are refused: nothing says whether they do.
     """
 
     path: str
     file_name: str | None
     format: FileFormat
+    asks_about_dates: bool = False
 
     def discover(self, window: Window, cursor: str | None = None) -> list[Unit]:
         """Files that match, in the window if they are dated, each with the SHA-256 of its bytes.
@@ -98,10 +107,13 @@ class FilesConnector:
 
         Raises:
             BareCountError: source.not_found, source.unreadable, source.unavailable (retryable);
-                source.malformed for a name whose `{date}` is no day of the calendar.
+                source.malformed for a name whose `{date}` is no day of the calendar; declaration.invalid for one of
+                which nothing says whether it holds a date.
         """
         with _reading(self.path):
             found = [match for match in self._matches() if match[0] is None or match[0] in window]
+            if self.asks_about_dates:
+                _refuse_unexplained_dates([name for _, name, _ in found], self.path)
             found.sort(key=lambda match: (match[0] or dt.date.min, natural_key(match[1]), match[1]))
             with ThreadPoolExecutor(_HASH_THREADS) as pool:
                 digests = pool.map(self._sha256, [info.path for _, _, info in found])
@@ -116,6 +128,30 @@ class FilesConnector:
                     )
                     for (date, name, info), digest in zip(found, digests, strict=True)
                 ]
+
+    def left_out(self, first: dt.date, last: dt.date | None) -> tuple[list[str], list[str]]:
+        """Files in a source's folder that no run reads, in natural order: those that `file_name` does not match, hidden
+        ones apart, and those of days outside the pipeline's, which are inclusive.
+
+        Both are empty where the source is one file, or its path says itself which files are meant.
+        """
+        path = self._resolved()
+        unmatched, outside = [], []
+        with _reading(self.path):
+            info = self._filesystem.get_file_info(path)
+            if info.type != arrow_fs.FileType.Directory or self.file_name is None:
+                return [], []
+            base, (pattern,), recursive = self._search(path, info)
+            for info in self._filesystem.get_file_info(arrow_fs.FileSelector(base, recursive=recursive)):
+                name = posixpath.relpath(info.path, base)
+                if info.type != arrow_fs.FileType.File or any(part.startswith(".") for part in name.split("/")):
+                    continue
+                match = pattern.fullmatch(name)
+                if match is None:
+                    unmatched.append(name)
+                elif (day := self._date(match, info.path)) and (day < first or (last is not None and day > last)):
+                    outside.append(name)
+        return sorted(unmatched, key=natural_key), sorted(outside, key=natural_key)
 
     def observed_schema(self, unit: Unit) -> ObservedSchema:
         """The unit's own schema: CSV header, keys of the first JSON objects, Parquet footer.
@@ -151,18 +187,20 @@ class FilesConnector:
     def _path(self, uri: str) -> str:
         return uri.removeprefix(_S3)
 
+    def _resolved(self) -> str:
+        if self.path.startswith(_S3):
+            return posixpath.normpath(self._path(self.path))  # keys know no "..": resolve it here
+        return os.path.join(os.getcwd(), self.path).rstrip("/") or "/"
+
     def _matches(self) -> Iterator[tuple[dt.date | None, str, arrow_fs.FileInfo]]:
         """Partition date, source id and file of every match."""
-        if self.path.startswith(_S3):
-            path = posixpath.normpath(self._path(self.path))  # keys know no "..": resolve it here
-        else:
-            path = os.path.join(os.getcwd(), self.path).rstrip("/") or "/"
+        path = self._resolved()
         info = self._filesystem.get_file_info(path)
         if info.type == arrow_fs.FileType.File:
             match = self.file_name and _glob(self.file_name).fullmatch(info.base_name)
             if self.file_name and not match:
                 raise _not_found(self._uri(path), f"its name does not match {self.file_name}")
-            yield _date(match, self._uri(path)) if match else None, info.base_name, info
+            yield self._date(match, path) if match else None, info.base_name, info
             return
         base, patterns, recursive = self._search(path, info)
         selector = arrow_fs.FileSelector(base, recursive=recursive)
@@ -173,13 +211,16 @@ class FilesConnector:
             match = next(filter(None, (pattern.fullmatch(name) for pattern in patterns)), None)
             if match is None:
                 continue
-            day = _date(match, self._uri(info.path))
+            day = self._date(match, info.path)
             if info.type == arrow_fs.FileType.File:
                 yield day, name, info
             elif day is not None or info.type != arrow_fs.FileType.Directory:
                 # A day's file that cannot be read must not look like a day without one.
                 kind = "a folder" if info.type == arrow_fs.FileType.Directory else "neither a file nor a folder"
                 raise _no_file(self._uri(info.path), kind)
+
+    def _date(self, match: re.Match[str], path: str) -> dt.date | None:
+        return _date(match, self.file_name or "", self._uri(path))
 
     def _search(self, path: str, info: arrow_fs.FileInfo) -> tuple[str, list[re.Pattern[str]], bool]:
         """Folder to list, patterns of the paths in it, and whether to list its folders too."""
@@ -238,13 +279,18 @@ def _s3(endpoint: str | None) -> arrow_fs.S3FileSystem:
 
 @lru_cache(maxsize=256)
 def _glob(glob: str) -> re.Pattern[str]:
-    """The pattern of the paths a glob matches; `{date}` is the group `date`, the same day every time."""
-    pattern, dated = [], False
-    for token in re.findall(r"\{date\}|\*\*/|\*\*|\*|\?|\[!?\]?[^]]*\]|.", glob, re.DOTALL):
+    """The pattern of the paths a glob matches; each format of a date is a group, the same text every time."""
+    pattern: list[str] = []
+    formats = _formats(glob)
+    grouped: set[str] = set()
+    for token in re.findall(rf"{_DATE_TOKEN}|\*\*/|\*\*|\*|\?|\[!?\]?[^]]*\]|.", glob, re.DOTALL):
         at_start = not pattern or pattern[-1].endswith("/") or pattern[-1] == _FOLDERS
-        if token == _DATE:
-            pattern.append("(?P=date)" if dated else r"(?P<date>\d{4}-\d{2}-\d{2})")
-            dated = True
+        if date := _DATE.fullmatch(token):
+            format = date[1] or name_dates.ISO
+            name = f"date{formats.index(format)}"
+            text = _ISO_DATE if format == name_dates.ISO else name_dates.pattern_of(format)
+            pattern.append(f"(?P={name})" if format in grouped else f"(?P<{name}>{text})")
+            grouped.add(format)
         elif token == "**/":
             pattern.append(_FOLDERS)
         elif token in ("*", "**", "?") or len(token) > 1:
@@ -255,6 +301,14 @@ def _glob(glob: str) -> re.Pattern[str]:
     return re.compile("".join(pattern), re.DOTALL | re.ASCII)
 
 
+@lru_cache(maxsize=256)
+def _formats(glob: str) -> tuple[str, ...]:
+    """Formats in which a glob has the date, or parts of it, each once."""
+    return tuple(dict.fromkeys(format or name_dates.ISO for format in _DATE.findall(glob)))
+
+
+_DATE_TOKEN = r"\{date(?::[^{}]*)?\}"
+_ISO_DATE = r"\d{4}-\d{2}-\d{2}"
 _FOLDERS = r"(?:[^/.][^/]*/)*"
 _WILDCARDS = {"*": "[^/]*", "?": "[^/]", "**": ".*"}
 
@@ -264,16 +318,37 @@ def _class(token: str) -> str:
     return r"(?!/)" + fnmatch.translate(token).removesuffix(r"\Z")
 
 
-def _date(match: re.Match[str], where: str) -> dt.date | None:
-    text = match.groupdict().get("date")
+def _date(match: re.Match[str], file_name: str, where: str) -> dt.date | None:
+    formats = _formats(file_name)
+    texts = [match[f"date{number}"] for number in range(len(formats))]
     try:
-        return text and dt.date.fromisoformat(text)
+        return name_dates.parse(texts, formats).date() if formats else None
     except ValueError as error:
+        wanted = "YYYY-MM-DD" if formats == (name_dates.ISO,) else " ".join(formats)
         raise BareCountError(
             ErrorCode.SOURCE_MALFORMED,
-            f"{where}: found the date {text} in its name, allowed is a day of the calendar as YYYY-MM-DD",
+            f"{where}: found the date {' '.join(texts)} in its name, allowed is a day of the calendar as {wanted}",
             hint="Rename the file to the day it belongs to, or move it away.",
         ) from error
+
+
+def _refuse_unexplained_dates(names: Sequence[str], where: str) -> None:
+    dated = [(name, date) for name in names if (date := name_dates.look_for_date(name)) is not None]
+    if not dated:
+        return
+    name, date = dated[0]
+    globs = name_dates.common_file_names([name for name, _ in dated]) or name_dates.common_file_names([name])
+    shown = ", ".join(name for name, _ in dated[:_SHOWN]) + (f" and {len(dated) - _SHOWN} more"
+                                                             if len(dated) > _SHOWN else "")
+    raise BareCountError(
+        ErrorCode.DECLARATION_INVALID,
+        f"{where}: {shown} look as if they held a date ({name[date.start:date.end]}), and the source declares neither "
+        "{date} nor an order: they would be undated, and what lands last would be the newest",
+        hint=f"If it is the day the file belongs to, declare file_name: {' or '.join(map(repr, globs))}. If it only "
+        f"says which file is newer, declare order: {{date: '{date.formats[0]}'}}; if it means nothing, declare "
+        "order: landing.",
+        details={"files": [name for name, _ in dated[:100]], "file_name": globs},
+    )
 
 
 # Errors -------------------------------------------------------------------------------------------------
