@@ -61,7 +61,7 @@ class RunOutcome:
         receipts: those of the stages that ran (or were asked), in order.
         error: why the run stopped, None when it did not.
         dagster_run_id: the run in the Dagster UI, None when none was needed.
-        warnings: what policies warned of.
+        warnings: what policies warned of, and what is odd about the way a source was read.
         shares: what is refused of every source now, that has refused records.
     """
 
@@ -156,7 +156,8 @@ def run(
         done = probe(environment, manifest, request)
         environment.admit_contracts(request.tenant_id, request.pipeline)
         if done is not None:
-            return RunOutcome(request, False, done, _held_error(done), shares=_refused(environment, manifest, request))
+            return RunOutcome(request, False, done, _held_error(done), warnings=_notes(done),
+                              shares=_refused(environment, manifest, request))
         asked = RunRequested(
             request.pipeline, request.tenant_id, request.start, request.end, dict(request.source_paths))
         decisions = admission.admit_run(environment, asked, trigger="command", requested_by=request.requested_by)
@@ -167,9 +168,17 @@ def run(
         definition_changes.admit(environment, request.pipeline, request.tenant_id, progress, acceptance)
         outcome = _run_in_dagster(environment, request, numbers, check_lock, progress, on_receipt)
         definition_changes.keep_bound(environment)
-        outcome.warnings = tuple(warning for decision in decisions for warning in decision.warnings)
+        outcome.warnings = (
+            *(warning for decision in decisions for warning in decision.warnings), *_notes(outcome.receipts))
         outcome.shares = _refused(environment, manifest, request)
         return outcome
+
+
+def _notes(receipts: Sequence[StageReceipt]) -> tuple[str, ...]:
+    """What ingestion noted of cursors: a source that went back, another server."""
+    return tuple(
+        f"source {receipt.facts['source']}: {note}" for receipt in receipts if receipt.stage is Stage.INGESTION
+        for note in receipt.facts.get("cursor", {}).get("notes", ()))
 
 
 def _refused(environment: StageEnvironment, manifest: Pipeline, request: RunRequest) -> tuple[SourceShares, ...]:

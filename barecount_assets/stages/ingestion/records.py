@@ -133,8 +133,8 @@ class Cursor:
 
     Attributes:
         value: the greatest cursor value read, in the text form of its kind; None: nothing is behind the cursor.
-        kind: the source's name of the value's type; None of a cursor that a release before 0016 stored, which knows
-            the value alone and nothing of the rows that have it.
+        kind: the source's name of the value's type; None of a cursor that an earlier release stored, which knew the
+            value alone and nothing of the rows that have it.
         reading: how many readings left something.
         memory: what else the connector knows of its last reading, as JSON.
     """
