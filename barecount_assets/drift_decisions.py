@@ -56,7 +56,7 @@ def accept(
                 )
         decided = drift_register.decide(
             connection, drift_id, "accepted", by=by, reason=reason, now=now,
-            versions=(made[0].version, made[1].version),
+            versions=(made[0].version, made[1].version) if made else None,
         )
     settings = environment.settings
     folder = settings.project_dir / "contracts" if write else settings.data_dir / "contracts" / "review"
@@ -69,6 +69,8 @@ def _ask_policies(environment: StageEnvironment, drift_id: int, by: str, now: dt
         with connection.transaction():
             drift = drift_register.locked(connection, drift_id)
         changed = [candidate for candidate in candidates(environment, drift) if candidate.changed]
+        if not changed:
+            return
         contracts = [read_candidate(candidate.document, drift, candidate.layer) for candidate in changed]
         steps = [registry.candidate_step(connection, environment.declarations, contract) for contract in contracts]
         registry.require_allowed(connection, environment.declarations, steps, by, now, origin=CAUSE)
@@ -91,7 +93,12 @@ def reject(environment: StageEnvironment, drift_id: int, *, by: str, reason: str
 
 
 def verdict_of(drift: Drift, policy: OnDrift) -> Verdict:
-    """What a rejection comes to: the strictest of what the policy says of the drift's classes."""
+    """What a rejection comes to: the strictest of what the policy says of the drift's classes.
+
+    A delivery that shrank stays out whole: it has no drifted part.
+    """
+    if drift.of_delivery:
+        return "held"
     said = {getattr(policy, change.kind.value) for change in drift.blocking}
     return "held" if "hold_batch" in said else "rejected"
 

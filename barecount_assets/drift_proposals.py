@@ -65,13 +65,13 @@ def as_yaml(document: Mapping[str, Any]) -> str:
 
 
 def candidates(environment: StageEnvironment, drift: Drift) -> tuple[Candidate, ...]:
-    """What accepting a drift would make of the contracts in force. Nothing is written.
+    """What accepting a drift would make of the contracts in force; none of a delivery that shrank. Nothing is written.
 
     Raises:
         BareCountError: declaration.invalid when a change cannot be declared as it is, e.g. a format nobody can parse;
             contract.drift_unacceptable when no contract would let the waiting batches pass; store.corrupt.
     """
-    return _Trial(environment, drift).candidates()
+    return () if drift.of_delivery else _Trial(environment, drift).candidates()
 
 
 class _Trial:
@@ -134,11 +134,12 @@ class _Trial:
         from barecount_assets.stages.ingestion import relanding
         from barecount_assets.stages.ingestion.observing import RowObserver
         from barecount_assets.stages.ingestion.rules import ContractRules
-        from barecount_assets.stages.ingestion.sources import extractor_schema
+        from barecount_assets.stages.ingestion.sources import extractor_schema, required_of_states
         from barecount_assets.stages.ingestion.stage import split
 
-        schema = extractor_schema(extraction, self._time_zone)
-        rules, observed = ContractRules(raw), self._drift.observed
+        schema = extractor_schema(extraction, self._time_zone, self._source)
+        rules = ContractRules(raw, self._source, required_of_states(extraction, self._source))
+        observed = self._drift.observed
         found: dict[Change, None] = {}
         for batch in self._batches:
             observer = RowObserver()

@@ -73,7 +73,9 @@ def _on_file(settings: Settings, fingerprint: str) -> Mapping[str, CompiledModel
 def _compile(settings: Settings, declarations: Declarations, fingerprint: str) -> Mapping[str, CompiledModel]:
     from barecount_assets.stages import dbt
 
-    models = dbt.compiled(settings, column_lineage.run_variables(declarations.kpis))
+    marked = {dataset: known for manifest in declarations.pipelines.values()
+            for dataset, known in manifest.sources_for_models.items()}
+    models = dbt.compiled(settings, column_lineage.run_variables(declarations.kpis, marked))
     definitions.write(_cache(settings), fingerprint, stage_code_version(),
                       list(definitions.of_declarations(declarations, models).values()))
     return models

@@ -233,7 +233,7 @@ def _compute(
         tenant = used.declarations.tenant(then.tenant_id)
         manifest = used.declarations.effective(then.pipeline, then.tenant_id)
         variables = {"tenant": then.tenant_id, "run_id": then.run_id, "scope": "all", "batches": [],
-                     "currency": tenant.spec.currency,
+                     "currency": tenant.spec.currency, "sources": manifest.sources_for_models,
                      **business_days.run_variables(used.declarations, manifest, tenant)}
         models = list(manifest.spec.transforms.gdp)
         dbt.build(used, models, variables, progress, SCRATCH)

@@ -58,6 +58,7 @@ class _Kept:
     dataset: str
     days: int
     raw_class: RawClass
+    snapshots: bool
 
 
 def expire(
@@ -68,7 +69,8 @@ def expire(
     results = []
     for kept in _declared(environment, tenant_id, dataset):
         with environment.exclusive(kept.tenant_id, kept.pipeline) as connection:
-            for partition in retention.due(connection, kept.tenant_id, kept.dataset, kept.days, now.date()):
+            for partition in retention.due(
+                    connection, kept.tenant_id, kept.dataset, kept.days, now.date(), whole=kept.snapshots):
                 if dry_run or partition.hold is not None:
                     results.append(Expired(partition, kept.days))
                 else:
@@ -181,7 +183,7 @@ def _declared(environment: StageEnvironment, tenant_id: str | None, dataset: str
                     contract = declared.contract(source.dataset, "raw").retention_days or 0
                     found.setdefault((tenant, source.dataset), []).append(_Kept(
                         tenant, pipeline, source.dataset, max(spec.retention.raw_days, contract),
-                        spec.retention.raw_class))
+                        spec.retention.raw_class, source.delivery == "snapshot"))
     return [
         replace(max(each, key=lambda kept: kept.days), raw_class=min((k.raw_class for k in each), key=_CLASSES.index))
         for _, each in sorted(found.items())

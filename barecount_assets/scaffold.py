@@ -398,26 +398,14 @@ class _Draft:
         return f"""\
 -- One row per {self.key.name}; where it was delivered more than once, the newest delivery counts.
 with records as (
-    select * from {{{{ raw_rows('{self.dataset}') }}}} as raw_record
-    where {{{{ in_scope('{self.key.name}') }}}}
-),
-
-ranked as (
-    select
-        records.*,
-        row_number() over (
-            partition by {self.key.name}
-            order by partition_date desc nulls last, {{{{ binary_text('delivery_order') }}}} desc, _row_number desc
-        ) as rank
-    from records
+    select * from {{{{ current_records('{self.dataset}', where=in_scope('{self.key.name}')) }}}} as current_record
 ),
 
 chosen as (
     select
         {columns},
         {day} as business_date
-    from ranked
-    where rank = 1
+    from records
 )
 
 {{{{ versioned('chosen') }}}}
@@ -436,8 +424,9 @@ chosen as (
                                          "description": f"{self.source.capitalize()} exactly as received."}],
         }], "models": [{
             "name": self.gdp, "description": f"One {self.request.entity} of {self.request.pipeline}.",
-            "config": {"unique_key": self.key.name, "meta": {"scope": {
-                "key": self.key.name, "from": [{"raw": self.dataset, "column": self.key.name}]}}},
+            "config": {"unique_key": self.key.name, "meta": {
+                "scope": {"key": self.key.name, "from": [{"raw": self.dataset, "column": self.key.name}]},
+                "records": {self.dataset: {"identity": self.key.name, "rules": []}}}},
             "columns": columns,
             "data_tests": [{"unique_head": {"arguments": {"columns": [self.key.name]}}}],
         }]}

@@ -202,9 +202,11 @@ def _print_impact(candidate: Contract | None, *, as_json: bool) -> None:
                     continue
                 raw = candidate or opened.declarations.contract(source.dataset, "raw")
                 extraction = opened.declarations.contract(source.dataset, "extraction")
+                required = sources.required_of_states(extraction, source)
                 for tenant in manifest.spec.tenants:
-                    schema = sources.extractor_schema(extraction, opened.declarations.tenant(tenant).spec.timezone)
-                    judged = rejudging.impact(connection, opened.raw_store, source, schema, tenant, raw)
+                    schema = sources.extractor_schema(
+                        extraction, opened.declarations.tenant(tenant).spec.timezone, source)
+                    judged = rejudging.impact(connection, opened.raw_store, source, schema, tenant, raw, required)
                     found.append({"pipeline": name, "tenant": tenant, **asdict(judged)})
     if as_json:
         output.print_json(found)

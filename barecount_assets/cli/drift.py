@@ -79,6 +79,8 @@ def show(drift_id: Number, as_json: Json = False) -> None:
                       f"{drift.reason}, evidence {drift.decision_seq}", soft_wrap=True)
     if refusal is not None:
         console.print(f"accept     would be refused: {refusal.message}; {refusal.hint}", soft_wrap=True)
+    if drift.status == "open" and drift.of_delivery:
+        console.print("accept     would let the delivery count as it is")
     if drift.status == "open":
         policy = opened.declarations.effective(drift.pipeline, drift.tenant_id).spec.on_drift
         held = drift_decisions.verdict_of(drift, policy) == "held"
@@ -120,6 +122,8 @@ def accept(
         if candidate.changed:
             typer.echo(f"{candidate.dataset} {candidate.layer}: version {candidate.version} is current "
                        f"(was {candidate.current_version})")
+    if done.drift.of_delivery:
+        typer.echo(f"{done.drift.dataset}: the delivery counts as it is")
     for path in done.files:
         typer.echo(f"{'written' if write else 'for review'}: {path}")
     _next(done.drift)

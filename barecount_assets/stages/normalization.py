@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from barecount_assets import definition_changes
-from barecount_assets.stages import business_days, dbt, engines, history, lineage, quarantine_life
+from barecount_assets.stages import business_days, dbt, deliveries, engines, history, lineage, quarantine_life
 from barecount_assets.stages.environment import StageEnvironment
 from resources.governance import definition_register, drift_register
 from resources.governance.definitions import Definition
@@ -35,6 +35,7 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
     with environment.exclusive(spec.tenant_id, spec.pipeline) as connection:
         tenant = environment.declarations.tenant(spec.tenant_id)
         datasets = [source.dataset for source in manifest.spec.sources]
+        deliveries.settle(connection, environment, spec.tenant_id, spec.pipeline, manifest.spec.sources)
         batches = fetch_dicts(connection, _CURRENT_BATCHES, (spec.tenant_id, datasets))
         held = drift_register.held_days(connection, spec.tenant_id, spec.pipeline)
         last = history.newest(connection, spec.tenant_id, spec.pipeline, Stage.NORMALIZATION)
@@ -82,7 +83,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         variables = {
             "tenant": spec.tenant_id, "run_id": run_id, "scope": scope,
             "batches": changed if scope == "changed" else [],
-            "currency": tenant.spec.currency, **business_days.run_variables(environment.declarations, manifest, tenant),
+            "currency": tenant.spec.currency, "sources": manifest.sources_for_models,
+            **business_days.run_variables(environment.declarations, manifest, tenant),
         }
         models = list(manifest.spec.transforms.gdp)
         selected = [*models, *(f"{model}__rejected" for model in models)]

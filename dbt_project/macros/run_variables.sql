@@ -12,6 +12,7 @@
     time_zone     zone of the IANA time zone database in which the tenant's days begin
     time_zones    {zone: rules}, each "OFFSET START OFFSET START OFFSET ..." in seconds: the tenant's zone and those that
                   contracts name, where the pipeline has instants
+    sources       {dataset: {...}}: what the manifest says of sources that models must know -> records.sql
 -#}
 
 {#- A variable that has no default: its absence is refused at execution and harmless while parsing. -#}
@@ -76,6 +77,11 @@
 {#- Ids of the raw batches to which the run reacts. -#}
 {% macro run_batches() -%}
     {{ return(var('batches', []) | map('int') | list) }}
+{%- endmacro %}
+
+{#- What the manifest says of the source of a dataset, as a mapping; empty when there is nothing to know. -#}
+{% macro run_source(dataset) -%}
+    {{ return(var('sources', {}).get(dataset, {})) }}
 {%- endmacro %}
 
 {#- 'all', or the periods to recompute as {kpi: {month: [...], day: [...]}}. -#}

@@ -168,14 +168,15 @@ def _dependency(text: str) -> Dependency:
 # --- of a project ------------------------------------------------------------------------------------------------
 
 
-def run_variables(kpis: Iterable[str]) -> dict[str, Any]:
+def run_variables(kpis: Iterable[str], sources: Mapping[str, Any]) -> dict[str, Any]:
     """Variables to compile the dbt project with: all keys and periods, and every value a name that is found again.
 
-    With `scope: all` a model's SQL holds everything its values come from; narrower scopes only leave rows out.
+    `sources` is what models must know of sources, by dataset, as a run tells them. With `scope: all` a model's SQL
+    holds everything its values come from; narrower scopes only leave rows out.
     """
     return {
         "tenant": f"{_MARK}tenant", "run_id": _RUN_NUMBER, "scope": "all", "batches": [], "kpi_periods": "all",
-        "currency": f"{_MARK}currency", "time_zone": f"{_MARK}time_zone",
+        "currency": f"{_MARK}currency", "time_zone": f"{_MARK}time_zone", "sources": dict(sources),
         "kpi_versions": {kpi: f"{_MARK}kpi_versions.{kpi}" for kpi in kpis},
     }
 
@@ -198,7 +199,8 @@ def fingerprint(declarations: Declarations) -> str:
         for (dataset, layer), contract in sorted(declarations.contracts.items()) if layer in ("gold", "activation")
     }
     pipelines = {
-        name: [[[s.name, s.dataset] for s in manifest.spec.sources], manifest.spec.transforms.gdp, manifest.spec.kpis]
+        name: [[[s.name, s.dataset, *filter(None, [s.for_models])] for s in manifest.spec.sources],
+               manifest.spec.transforms.gdp, manifest.spec.kpis]
         for name, manifest in sorted(declarations.pipelines.items())
     }
     digest.update(json.dumps([columns, pipelines], sort_keys=True).encode())

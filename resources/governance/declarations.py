@@ -29,6 +29,7 @@ from resources.governance.manifests import Pipeline
 from resources.governance.modes import LAYERS, Layer
 from resources.governance.obligations import Obligation
 from resources.governance.policy_files import Policy, condition_problems
+from resources.governance.sources import Source
 from resources.host import runner_catalog
 from resources.host.tenants import Tenant
 from resources.runtime.declared import Document, did_you_mean, listed, read_model
@@ -726,6 +727,8 @@ def _pipeline_findings(
     for index, source in enumerate(spec.sources):
         path: FieldPath = ("spec", "sources", index, "dataset")
         yield from _missing_contracts(file, path, source.dataset, ("extraction", "raw"), everything)
+        if contract := everything.contract(source.dataset, "raw"):
+            yield from _deletion_findings(file, ("spec", "sources", index), source, contract)
         for other in others:
             if other.model and source.dataset in [s.dataset for s in other.model.spec.sources]:
                 yield file.finding(path, f"the dataset is ingested by {other.path}", found=source.dataset)
@@ -752,6 +755,38 @@ def _pipeline_findings(
         contract = everything.contract(f"{name}.{kpi}", "activation")
         if kpi in everything.kpi_sql and contract:
             yield from _dbt_findings(file, path, kpi, contract, {}, everything)
+
+
+_MARKERS = {"text": str, "boolean": bool, "bigint": int, "integer": int, "smallint": int}
+"""Types of columns that may mark a deletion, and of the values that do."""
+
+_INSTANTS = ("date", "timestamp", "timestamptz")
+"""Types of columns any value of which may mark a deletion."""
+
+_SEQUENCES = (*_INSTANTS, "bigint", "integer", "smallint", "numeric", "double precision")
+"""Types whose order is that of their values; of text it would be that of the alphabet: 10 before 9."""
+
+
+def _deletion_findings(
+    file: _File[Pipeline], path: FieldPath, source: Source, contract: Contract
+) -> Iterator[Finding]:
+    """Columns that say what is gone must be there, with a type that the values are of."""
+    if source.deleted is not None:
+        at = (*path, "deleted")
+        kinds = tuple(_MARKERS) if source.deleted.values else _INSTANTS
+        yield from _column_findings(file, (*at, "column"), source.deleted.column, contract, kinds)
+        column = contract.column(source.deleted.column)
+        wanted = column and _MARKERS.get(column.physical_type)
+        for index, value in enumerate(source.deleted.values):
+            if column and wanted and type(value) is not wanted:
+                message = f"column {column.name} is {column.physical_type}"
+                allowed = {str: "text, in quotes", bool: "true or false", int: "a whole number"}[wanted]
+                yield file.finding((*at, "values", index), message, found=value, allowed=allowed)
+    if source.operations is not None:
+        at = (*path, "operations")
+        yield from _column_findings(file, (*at, "column"), source.operations.column, contract, ("text",))
+        if source.operations.sequence is not None:
+            yield from _column_findings(file, (*at, "sequence"), source.operations.sequence, contract, _SEQUENCES)
 
 
 def _built(
@@ -863,7 +898,7 @@ def _reconciliation_findings(
 
 
 def _column_findings(
-    file: _File[Kpi], path: FieldPath, name: str, contract: Contract, kinds: tuple[str, ...]
+    file: _File[Any], path: FieldPath, name: str, contract: Contract, kinds: tuple[str, ...]
 ) -> Iterator[Finding]:
     """Nothing when the contract has the column with one of the types."""
     names = [column.name for column in contract.columns]

@@ -12,9 +12,11 @@ Pure: an observed schema and what was seen in the refused rows go in, changes co
 | `enum_grown` | a value outside `validValues` was refused | |
 | `nullability` | a required field is null and the source says it may be, or all of 10 or more are | none is null |
 | `semantic_hint` | unit or format are declared on both sides and differ | only the source says one |
+| `delivery_shrunk` | a complete delivery lacks more than its source's `max_shrink` | |
 
 A field that is added where another is missing whose name differs in case, blanks or marks only, is that one under
-another name: the added field says so (`declared`), and the missing one says nothing.
+another name: the added field says so (`declared`), and the missing one says nothing. The last class is no matter of a
+schema, and not found here: whether a delivery shrank is known once all of it has landed.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class DriftClass(enum.StrEnum):
     ENUM_GROWN = "enum_grown"
     NULLABILITY = "nullability"
     SEMANTIC_HINT = "semantic_hint"
+    DELIVERY_SHRUNK = "delivery_shrunk"
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Change:
         declared: what the contract says, in words; empty when it says nothing. Of `field_added`, the missing field
             that it is under another name.
         found: what the source has, in words, without counts: the same drift is found in the same words.
-        values: of `enum_grown`, the new values.
+        values: of `enum_grown`, the new values; of `delivery_shrunk`, the digests of its contents.
         hint: of `semantic_hint`, `unit` or `format`.
     """
 
@@ -147,6 +150,7 @@ _WORDING = {
     DriftClass.ENUM_GROWN: "{field} has new values {values} (allowed: {declared})",
     DriftClass.NULLABILITY: "{field}: {found}, the contract says {declared}",
     DriftClass.SEMANTIC_HINT: "{hint} of {field} is {found}, the contract says {declared}",
+    DriftClass.DELIVERY_SHRUNK: "{field} delivers {found} records; declared are {declared} before",
 }
 _RENAMED = "field {declared} comes under the name {field}"
 
@@ -202,6 +206,8 @@ def still_blocking(change: Change, extraction: Contract, raw: Contract) -> bool:
             return allowed is not None and not set(change.values) <= set(map(str, allowed))
         case DriftClass.SEMANTIC_HINT:
             return column is not None and _declared_hint(column, change.hint) not in (None, change.found)
+        case DriftClass.DELIVERY_SHRUNK:
+            return True  # no contract can declare it
     return False
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import psycopg
 
 from resources.governance.contracts import Contract
-from resources.governance.drift import Change, ObservedSchema, fingerprint, summary
+from resources.governance.drift import Change, DriftClass, ObservedSchema, fingerprint, summary
 from resources.runtime import events
 from resources.runtime.database import as_json, fetch, fetch_dicts
 from resources.runtime.errors import BareCountError, ErrorCode
@@ -66,6 +66,11 @@ class Drift:
     def subject(self) -> str:
         """Name in evidence and events."""
         return f"{self.dataset}/{self.fingerprint[:12]}"
+
+    @property
+    def of_delivery(self) -> bool:
+        """Whether it is about how much a delivery lacks, and about no contract."""
+        return all(change.kind is DriftClass.DELIVERY_SHRUNK for change in self.blocking)
 
     @property
     def blocking(self) -> tuple[Change, ...]:
@@ -245,7 +250,7 @@ def release(
     seq = ledger.append(connection, ledger.Entry(drift.tenant_id, "batch.released", subject, token, payload))
     events.append(connection, events.Event(
         drift.tenant_id, "batch.released", subject, token, payload, drift.pipeline, seq))
-    fetch(connection, _RELEASE, (batch.batch_id, outcome, seq))
+    fetch(connection, _RELEASE, (batch.batch_id, drift.drift_id, outcome, seq))
 
 
 def settle(connection: psycopg.Connection, drift: Drift, why: str) -> None:
@@ -302,8 +307,8 @@ insert into platform.drift_decision (
 values ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9, $10)
 """
 _RELEASE = """
-update platform.drift_batch set outcome = $2, evidence_seq = $3, settled_at = now()
-where batch_id = $1 and outcome = 'waiting'
+update platform.drift_batch set outcome = $3, evidence_seq = $4, settled_at = now()
+where batch_id = $1 and drift_id = $2 and outcome = 'waiting'
 """
 _LIST = """
 select d.drift_id, d.tenant_id, d.pipeline, d.dataset, d.fingerprint, d.observed, d.changes, d.extraction_version,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -258,6 +258,11 @@ class Pipeline(DeclaredDocument):
     @property
     def name(self) -> str:
         return self.metadata.name
+
+    @property
+    def sources_for_models(self) -> dict[str, dict[str, Any]]:
+        """What the dbt macros must know of the sources, by dataset; those of which they need know nothing left out."""
+        return {source.dataset: known for source in self.spec.sources if (known := source.for_models)}
 
     def source(self, name: str) -> AnySource:
         """The source of that name. Raises KeyError for a name the manifest does not have."""

@@ -84,11 +84,93 @@ def seconds_of(overlap: float | str) -> float:
     return float(number) * _SECONDS[unit.removesuffix("s")]
 
 
+Delivers = Literal["changes", "snapshot", "partition", "full"]
+"""What a delivery is: further and changed records; the complete state; the complete state of its day; all there is."""
+
+Parts = Literal["together", "newest"]
+"""What several files of one complete delivery are: its parts, or corrections of which the newest counts."""
+
+Marker = Annotated[str | bool | int, Field(description="As the column has it: text, true or false, or a number.")]
+"""A value of a column that marks a record."""
+
+
+ColumnName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+"""A column of the source's raw contract."""
+
+
+class Deleted(Declared):
+    """Tombstones: a record whose `column` has one of the `values` says that its entity is gone.
+
+    Without values any value does, of a column that is a date or an instant: when it was deleted.
+    """
+
+    column: ColumnName
+    values: tuple[Marker, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """The values as text, as the column is when it is cast to text, on every engine."""
+        return [str(value).lower() if isinstance(value, bool) else str(value) for value in self.values]
+
+
+class Operations(Declared):
+    """Change data capture: what each record of a log did, by a value of `column`.
+
+    A record of `insert` or `update` is the entity's state, one of `delete` ends it, one of `before` (how a row was
+    before its update) never counts. Any other value is refused. `sequence`: a column that puts the records of one
+    entity in order, the greatest being the newest; without it they are in order of delivery and row.
+    """
+
+    column: ColumnName
+    insert: tuple[Text, ...] = ()
+    update: tuple[Text, ...] = ()
+    delete: tuple[Text, ...] = Field(min_length=1)
+    before: tuple[Text, ...] = ()
+    sequence: ColumnName | None = None
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Values of records that say what an entity is."""
+        return (*self.insert, *self.update)
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        return (*self.state, *self.delete, *self.before)
+
+    @model_validator(mode="after")
+    def _tell_apart(self) -> Self:
+        if not self.state:
+            raise refusal("no value says what an entity is", allowed="insert, update, or both", at=("insert",))
+        kinds: dict[str, str] = {}
+        for kind in ("insert", "update", "delete", "before"):
+            for index, value in enumerate(getattr(self, kind)):
+                if value in kinds:
+                    raise refusal(f"a value of {kinds[value]} too", found=value, allowed="a value in one place",
+                                  at=(kind, index))
+                kinds[value] = kind
+        return self
+
+
 class Source(Declared):
-    """What every source has: its name in the manifest and the dataset it fills."""
+    """What every source has: its name in the manifest, the dataset it fills, and what its deliveries say.
+
+    Attributes:
+        delivers: what a delivery is. Left out: `changes` of files, of a dated source and of a cursor; `full` of a
+            table, query or API that is read whole each time.
+        parts: of files that deliver snapshots, partitions or all there is: what several files of one delivery are.
+            Left out: there is one file to a delivery, and a second one is refused.
+        max_shrink: largest share, 0 to 1, by which a complete delivery may have fewer accepted records than the one
+            it replaces; a smaller one waits for a decision. Left out: any.
+        deleted, operations: which records say that an entity is gone.
+    """
 
     name: Name
     dataset: DatasetId
+    delivers: Delivers | None = None
+    parts: Parts | None = None
+    max_shrink: float | None = Field(default=None, ge=0, lt=1)
+    deleted: Deleted | None = None
+    operations: Operations | None = None
 
     @property
     def ordered_by(self) -> str:
@@ -98,6 +180,63 @@ class Source(Declared):
     @property
     def dated(self) -> bool:
         """True when each unit of the source belongs to the partition of one day."""
+        return False
+
+    @property
+    def incremental_by(self) -> str | None:
+        """The key of the declaration by which only what is new is read; None: everything is read each time."""
+        return None
+
+    @property
+    def delivery(self) -> Delivers:
+        """What a delivery of the source is, declared or by its kind."""
+        return self.delivers or "changes"
+
+    @property
+    def whole(self) -> bool:
+        """True when what is not in a delivery is gone."""
+        return self.delivery != "changes"
+
+    @property
+    def marks_deletions(self) -> bool:
+        return self.deleted is not None or self.operations is not None
+
+    @property
+    def for_models(self) -> dict[str, Any]:
+        """What the dbt macros must know, as they take it (variable `sources`); empty when there is nothing."""
+        known: dict[str, Any] = {}
+        if self.deleted is not None:
+            known["deleted"] = {"column": self.deleted.column, "values": self.deleted.texts}
+        if self.operations is not None:
+            known["operations"] = {"column": self.operations.column, "state": list(self.operations.state),
+                                   "delete": list(self.operations.delete), "before": list(self.operations.before),
+                                   "sequence": self.operations.sequence}
+        return known
+
+    @model_validator(mode="after")
+    def _complete_in_itself(self) -> Self:
+        """What is declared about absence fits together and fits the kind of source."""
+        if self.delivers is not None and self.whole and self.incremental_by is not None:
+            raise refusal(f"{self.incremental_by} brings what is new, never all there is", found=self.delivers,
+                          allowed=f"changes; or no {self.incremental_by}", at=("delivers",))
+        if self.delivers == "partition" and not self.dated:
+            raise refusal("the source has no {date}", found="partition", allowed="snapshot, full or changes",
+                          at=("delivers",))
+        if self.delivers == "full" and self.dated:
+            raise refusal("the source is read day by day", found="full", allowed="snapshot, partition or changes",
+                          at=("delivers",))
+        if self.max_shrink is not None and not self.whole:
+            raise refusal("only what is complete can shrink", found="delivers: changes",
+                          allowed="delivers: snapshot, partition or full", at=("max_shrink",))
+        if self.parts is not None and not self.in_parts:
+            raise refusal("a delivery of this source is one unit", found=self.parts,
+                          allowed="with several files to a delivery: delivers partition, full, or a dated snapshot",
+                          at=("parts",))
+        return self
+
+    @property
+    def in_parts(self) -> bool:
+        """True when one complete delivery may come as several units."""
         return False
 
 
@@ -247,6 +386,10 @@ class FileSource(Source):
     @property
     def dated(self) -> bool:
         return any(name.partition(":")[0] == "date" for name in placeholders(self.file_name or ""))
+
+    @property
+    def in_parts(self) -> bool:
+        return self.whole and (self.dated or self.delivery == "full")
 
     @property
     def ordered_by(self) -> str:
@@ -448,6 +591,14 @@ class RestSource(Source):
     def dated(self) -> bool:
         return any("{date}" in text or "{next_date}" in text for text in (self.url, *self.params.values()))
 
+    @property
+    def incremental_by(self) -> str | None:
+        return None if self.incremental is None else "incremental"
+
+    @property
+    def delivery(self) -> Delivers:
+        return self.delivers or ("changes" if self.dated or self.incremental else "full")
+
 
 def _require_known(text: str, at: tuple[str, ...]) -> None:
     if "${" in text:
@@ -494,6 +645,14 @@ class SqlSource(Source):
     batch_rows: int = Field(default=20_000, ge=1)
     connect_timeout_seconds: int = Field(default=15, ge=1)
     order: CursorOrder | None = None
+
+    @property
+    def incremental_by(self) -> str | None:
+        return None if self.cursor_column is None else "cursor_column"
+
+    @property
+    def delivery(self) -> Delivers:
+        return self.delivers or ("changes" if self.cursor_column else "full")
 
     @field_validator("dsn")
     @classmethod

@@ -87,14 +87,15 @@ class Hold:
 
 
 def due(
-    connection: psycopg.Connection, tenant_id: str, dataset: str, days: int, today: dt.date
+    connection: psycopg.Connection, tenant_id: str, dataset: str, days: int, today: dt.date, *, whole: bool = False
 ) -> list[Partition]:
     """Partitions older than `days`, oldest first, held ones included.
 
-    Of a dataset without days the batches that count are never due: they are what the source says now.
+    Of a dataset without days, or whose deliveries are complete snapshots (`whole`), the batches that count are never
+    due: they are what the source says now.
     """
     found: dict[tuple[str, dt.date], list[dict[str, Any]]] = {}
-    for row in fetch_dicts(connection, _DUE, (tenant_id, dataset, days, today)):
+    for row in fetch_dicts(connection, _DUE, (tenant_id, dataset, days, today, whole)):
         found.setdefault((row["pipeline"], row["day"]), []).append(row)
     return [
         Partition(tenant_id, pipeline, dataset, day, rows[0]["since"], rows[0]["hold"], tuple(
@@ -140,6 +141,8 @@ with batches as (
     where b.tenant_id = $1 and b.dataset = $2
         and not exists (select from platform.raw_expiry e where e.batch_id = b.batch_id)
         and (b.partition_date is not null or not b.is_current)
+        and not ($5 and b.is_current and not exists (
+            select from platform.replaced_batch r where r.batch_id = b.batch_id))
 ),
 aged as (
     select day, greatest(day, max(load_date)) as since from batches group by day
@@ -159,6 +162,7 @@ _EXPIRED_THAT_COUNT = """
 select count(*), coalesce(max(coalesce(b.partition_date, b.load_date))::text, '')
 from platform.raw_expiry e join platform.raw_batch b on b.batch_id = e.batch_id
 where b.tenant_id = $1 and b.dataset = any($2) and b.is_current
+    and not exists (select from platform.replaced_batch r where r.batch_id = b.batch_id)
 """
 _OBJECTS = """
 select b.object_key, b.quarantine_key

@@ -157,13 +157,13 @@ def judge(
 
 def impact(
     connection: psycopg.Connection, store: RawStore, source: AnySource, schema: ExtractorSchema, tenant_id: str,
-    raw: Contract,
+    raw: Contract, required: Collection[str],
 ) -> Judged:
     """What a run under a raw contract would come to for what has landed of one tenant; changes nothing."""
     batches = due(connection, tenant_id, raw)
     unread = unmoved(connection, batches, raw) if batches else set()
     expired = [batch for batch in batches if batch["is_expired"] and batch["batch_id"] not in unread]
-    rules = ContractRules(raw)
+    rules = ContractRules(raw, source, required)
     moved = [moves for batch in batches if batch["batch_id"] not in unread and not batch["is_expired"]
              if (moves := judge(store, batch, source, schema, rules, decided(connection, batch))).any]
     return Judged(

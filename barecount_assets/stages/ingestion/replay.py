@@ -128,10 +128,11 @@ class _Replay:
         self._manifest = environment.declarations.effective(group.pipeline, group.tenant_id)
         self._extraction = environment.declarations.contract(group.dataset, "extraction")
         self._raw = environment.declarations.contract(group.dataset, "raw")
+        self._source = _source(self._manifest, group.dataset)
         schema = sources.extractor_schema(
-            self._extraction, environment.declarations.tenant(group.tenant_id).spec.timezone)
+            self._extraction, environment.declarations.tenant(group.tenant_id).spec.timezone, self._source)
         self._records = _Records(reading, reader_of(self._manifest, schema, group), self._values(), edits)
-        self._rules = ContractRules(self._raw)
+        self._rules = ContractRules(self._raw, self._source, sources.required_of_states(self._extraction, self._source))
 
     def run(self) -> BatchReplay:
         ids = quarantine_store.ids_of(self._connection, self._request.selection, self._group)
@@ -209,7 +210,7 @@ class _Replay:
         spec = StageSpec(
             Stage.INGESTION, group.tenant_id, group.pipeline,
             Placement(placement.runner_class, placement.size, placement.network_profile),
-            source=_source(self._manifest, group.dataset).name,
+            source=self._source.name,
         )
         landing = Landing(self._environment, spec, connector, self._extraction, self._raw, self._manifest.hash, account)
         landed = landing.land(self._connection, unit)

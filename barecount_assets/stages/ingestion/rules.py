@@ -8,7 +8,7 @@ is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from pandera.api.polars.types import PolarsData
 
 if TYPE_CHECKING:
     from resources.governance.contracts import Column, Contract
+    from resources.governance.sources import Operations, Source
 
 RULE_BROKEN = "rule_broken"
 
@@ -51,12 +52,29 @@ class Verdict:
 
 
 class ContractRules:
-    """The rules of one raw contract, ready to judge batches."""
+    """The rules of one raw contract, ready to judge batches.
 
-    def __init__(self, contract: Contract) -> None:
-        self.rules = tuple(rule for column in contract.columns for rule in _rules_of(column))
-        self._columns = list(dict.fromkeys(rule.column for rule in self.rules))
-        self._kept = [_kept(rule).alias(str(index)) for index, rule in enumerate(self.rules)]
+    Records by which a source says that something is gone, and those of how it was before, need not keep the rules of
+    values: they may have none. An operation that the source does not declare breaks a rule.
+    """
+
+    def __init__(self, contract: Contract, source: Source | None = None, required: Collection[str] = ()) -> None:
+        """`required`: columns that must have a value besides the contract's own."""
+        asked = [Rule(column.name, None, f"{column.name}: is required")
+                 for column in contract.columns if column.name in required and not column.required]
+        self.rules = (*(rule for column in contract.columns for rule in _rules_of(column)), *asked)
+        kept = [_kept(rule) for rule in self.rules]
+        marking: list[str] = []
+        if source is not None and source.marks_deletions:
+            marking = [mark.column for mark in (source.deleted, source.operations) if mark is not None]
+            stateless = _stateless(source)
+            kept = [rule_kept | stateless for rule_kept in kept]
+        if source is not None and source.operations is not None:
+            operations = _operation_rules(source.operations)
+            self.rules += operations
+            kept += [_kept(rule) for rule in operations]
+        self._columns = list(dict.fromkeys([*(rule.column for rule in self.rules), *marking]))
+        self._kept = [rule_kept.alias(str(index)) for index, rule_kept in enumerate(kept)]
 
     def judge(self, rows: pa.RecordBatch) -> Verdict | None:
         """Judge a batch; None when every row keeps every rule."""
@@ -83,6 +101,24 @@ class ContractRules:
         """Values that break a rule, each once, as text, sorted."""
         values = frame.filter(~self._kept[index]).get_column(self.rules[index].column)
         return tuple(values.unique().cast(pl.String).sort())
+
+
+def _stateless(source: Source) -> pl.Expr:
+    """The records that say nothing of how an entity is: those of deletions, and of how it was before."""
+    marks = []
+    if source.deleted is not None:
+        column = pl.col(source.deleted.column)
+        texts = source.deleted.texts
+        marks.append(column.cast(pl.String).is_in(texts) if texts else column.is_not_null())
+    if source.operations is not None:
+        marks.append(pl.col(source.operations.column).is_in([*source.operations.delete, *source.operations.before]))
+    return pl.any_horizontal(mark.fill_null(False) for mark in marks)
+
+
+def _operation_rules(operations: Operations) -> tuple[Rule, Rule]:
+    allowed = list(operations.allowed)
+    wording = f"{operations.column}: an operation of the source, one of {', '.join(allowed)}"
+    return (Rule(operations.column, None, wording), Rule(operations.column, pandera.Check.isin(allowed), wording))
 
 
 def _kept(rule: Rule) -> pl.Expr:

@@ -62,12 +62,13 @@ def check(
 def _blocking(connection: psycopg.Connection, batches: Collection[Mapping[str, Any]]) -> dict[int, _Shown]:
     known = {batch["batch_id"]: batch for batch in batches}
     rows = fetch_dicts(
-        connection, "select batch_id, drift_id, outcome from platform.drift_batch where batch_id = any($1) "
-        "order by batch_id", (list(known),))
+        connection, "select w.batch_id, w.drift_id, w.outcome, d.changes as drift from platform.drift_batch w "
+        "join platform.drift d on d.drift_id = w.drift_id where w.batch_id = any($1) "
+        "order by w.batch_id, w.outcome = 'waiting', w.drift_id", (list(known),))
     found = {}
     for row in rows:
         batch = known[row["batch_id"]]
-        text = f"{batch['source_id']}: {summary(_changes(batch))}"
+        text = f"{batch['source_id']}: {summary(_changes(row))}"
         found[row["batch_id"]] = _Shown(row["drift_id"], row["outcome"], text)
     return found
 

@@ -43,6 +43,9 @@ def due(connection: psycopg.Connection, tenant_id: str, extraction: Contract, ra
             found.append(Due(batch, "conforming"))
         elif batch.drift.status == "held":
             found.append(Due(batch, "kept_out"))
+        elif batch.drift.of_delivery:
+            if batch.drift.status == "accepted":
+                found.append(Due(batch, "conforming"))  # it counts as it is
         elif batch.drift.status != "open" or not any(
                 still_blocking(change, extraction, raw) for change in batch.drift.blocking):
             found.append(Due(batch, "relanded"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from barecount_assets.stages.ingestion.connectors.references import Lookup
     from resources.governance.contracts import Column, Contract
     from resources.governance.manifests import Pipeline
-    from resources.governance.sources import AnySource, FileSource
+    from resources.governance.sources import AnySource, FileSource, Source
 
 _ARROW_TYPES = {
     "text": pa.string(),
@@ -35,8 +35,11 @@ _ARROW_TYPES = {
 }
 
 
-def extractor_schema(contract: Contract, time_zone: str) -> ExtractorSchema:
+def extractor_schema(contract: Contract, time_zone: str, source: Source) -> ExtractorSchema:
     """The extraction contract's fields, as connectors need them.
+
+    A record that says that something is gone may say no more than its key: where a source has such records, what is
+    required is asked of the others only, once they are told apart (`ContractRules`).
 
     Args:
         time_zone: the tenant's: on its clock instants are shown that arrive where a time without a zone, or a date, is
@@ -48,7 +51,7 @@ def extractor_schema(contract: Contract, time_zone: str) -> ExtractorSchema:
                 name=column.name,
                 source_name=column.source_name,
                 type=arrow_type(column.physical_type),
-                required=column.required,
+                required=column.required and not source.marks_deletions,
                 format=column.strptime_format,
                 default=column.default,
                 time_zone=_clock(column, time_zone),
@@ -64,6 +67,11 @@ def _clock(column: Column, of_tenant: str) -> str | None:
     if column.is_instant:
         return column.time_zone
     return (column.time_zone or of_tenant) if column.physical_type in ("date", "timestamp") else None
+
+
+def required_of_states(extraction: Contract, source: Source) -> list[str]:
+    """Columns that the extraction contract requires and its schema cannot, as deletions lack them."""
+    return [column.name for column in extraction.columns if column.required] if source.marks_deletions else []
 
 
 def arrow_type(physical_type: str) -> pa.DataType:

@@ -20,7 +20,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from barecount_assets.stages import completeness, lineage
+from barecount_assets.stages import completeness, deliveries, lineage
 from barecount_assets.stages.environment import StageEnvironment
 from barecount_assets.stages.ingestion import (
     cursors,
@@ -89,8 +89,8 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         cursor = cursors.load(connection, key)
         units = connector.discover(window, cursor)
         incremental = stack.enter_context(cursors.NewRecords(connector, environment.database, key, cursor))
-        units = incremental.begin(
-            units, sources.extractor_schema(extraction, environment.declarations.tenant(spec.tenant_id).spec.timezone))
+        time_zone = environment.declarations.tenant(spec.tenant_id).spec.timezone
+        units = incremental.begin(units, sources.extractor_schema(extraction, time_zone, source))
         identity = {
             "stage": Stage.INGESTION,
             "tenant": spec.tenant_id,
@@ -104,11 +104,13 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         token = run_token(**identity, units=[[unit.source_id, unit.sha256 or unit.cursor or ""] for unit in units])
         reading = stack.enter_context(ReadAhead(incremental, units))
         landing = Landing(environment, spec, reading, extraction, raw, manifest.hash, incremental.landed)
+        found = [unit.source_id for unit in units]
         if spec.probe and not (
             landing.all_known(connection, units) and not landing.reordered(connection)
             and _days_marked(connection, spec, source.dated, window)
             and not settling.due(connection, spec.tenant_id, extraction, raw)
             and not rejudging.due(connection, spec.tenant_id, raw)
+            and deliveries.is_noted(connection, spec.tenant_id, source, found)
         ):
             return StageReceipt(Stage.INGESTION, spec.tenant_id, spec.pipeline, token, changed=True)
         environment.register_tenant(connection, spec.tenant_id)
@@ -129,7 +131,9 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         successors, judged = landing.judge_again(connection, source, progress)
         for by_number in (relanded, successors):
             landed = [replace(item, batch=by_number.get(item.batch["batch_id"], item.batch)) for item in landed]
-        changed = settled > 0 or judged.batches > 0 or reordered > 0 or any(
+        deliveries.note_absent(connection, spec.tenant_id, source, found)
+        held = deliveries.settle(connection, environment, spec.tenant_id, spec.pipeline, [source])
+        changed = settled + judged.batches + reordered + held > 0 or any(
             unit.state not in ("known", "withdrawn") for unit in landed)
         if streams:
             token = run_token(**identity, units=[[item.unit.source_id, item.unit.sha256 or item.batch["content_sha256"]]
@@ -187,8 +191,9 @@ class Landing:
         assert spec.source is not None
         self._source, self._raw_class = manifest.source(spec.source), manifest.spec.retention.raw_class
         time_zone = environment.declarations.tenant(spec.tenant_id).spec.timezone
-        self._schema = sources.extractor_schema(extraction, time_zone)
-        self._rules = ContractRules(raw)
+        self._schema = sources.extractor_schema(extraction, time_zone, self._source)
+        self._required = sources.required_of_states(extraction, self._source)
+        self._rules = ContractRules(raw, self._source, self._required)
 
     def all_known(self, connection: psycopg.Connection, units: list[Unit]) -> bool:
         """Whether every unit's content has landed as what the unit says. A stream is unknown until it is read."""
@@ -322,7 +327,7 @@ class Landing:
         contract = rejudging.in_force(connection, self._raw, day)
         if contract is self._raw:
             return contract, self._rules
-        return contract, ContractRules(rejudging.of_columns(contract, self._raw))
+        return contract, ContractRules(rejudging.of_columns(contract, self._raw), self._source, self._required)
 
     def _known(self, connection: psycopg.Connection, unit: Unit, content_sha256: str) -> dict[str, Any] | None:
         """The batch with this content of the unit's day; `is_said` tells whether it is what the unit says now.

@@ -90,7 +90,7 @@ def test_which_rows_there_are_depends_on_joins_filters_and_groups() -> None:
 
 
 def test_what_a_run_is_given_has_a_name() -> None:
-    given = run_variables(["revenue"])
+    given = run_variables(["revenue"], {})
     sql = f"""select '{given["tenant"]}' as a, cast({given["run_id"]} as bigint) as b,
         '{given["kpi_versions"]["revenue"]}' as c from gdp.person"""
     columns, unresolved = of_model("gdp.model", sql, SCHEMA, ["a", "b", "c"])

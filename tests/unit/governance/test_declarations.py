@@ -73,6 +73,26 @@ def test_a_project_without_errors_has_no_findings(project):
         ),
         # --- manifests, contracts and models
         (
+            PIPELINE, "connector: files", "connector: files\n      deleted: {column: regoin, values: [gone]}",
+            [(PIPELINE, 18, "spec.sources[0].deleted.column", "did you mean 'region'?")],
+        ),
+        (
+            PIPELINE, "connector: files", "connector: files\n      deleted: {column: region, values: [true]}",
+            [(PIPELINE, 18, "spec.sources[0].deleted.values[0]", "text, in quotes")],
+        ),
+        (
+            PIPELINE, "connector: files", "connector: files\n      deleted: {column: region}",
+            [(PIPELINE, 18, "spec.sources[0].deleted.column", "wrong type")],
+        ),
+        (
+            PIPELINE, "connector: files",
+            "connector: files\n      operations: {column: regio, insert: [c], delete: [d], sequence: order_no}",
+            [
+                (PIPELINE, 18, "spec.sources[0].operations.column", "did you mean 'region'?"),
+                (PIPELINE, 18, "spec.sources[0].operations.sequence", "wrong type"),
+            ],
+        ),
+        (
             PIPELINE, "dataset: sales.orders", "dataset: sales.returns",
             [
                 (KPI, 22, "spec.reconciliation.system_of_record", "no source of pipeline sales"),

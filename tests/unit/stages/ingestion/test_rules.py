@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from barecount_assets.stages.ingestion.rules import ContractRules, Rule
+from resources.governance.sources import FileSource
 
 
 def rules(*columns: SimpleNamespace) -> ContractRules:
@@ -87,3 +89,39 @@ def test_nothing_is_found_where_there_are_no_rules_no_rows_or_no_breach() -> Non
     assert rules(column("v")).judge(rows) is None
     assert rules(column("v", minimum=0)).judge(rows) is None
     assert rules(column("v", minimum=0)).judge(rows.slice(0, 0)) is None
+
+
+def marked(**declared: object) -> FileSource:
+    return FileSource.model_validate_json(json.dumps({
+        "name": "orders", "dataset": "shop.orders", "connector": "files", "format": {"type": "csv"}, **declared}))
+
+
+ROWS = pa.record_batch({"id": ["A", "B", "C", "D", "E"], "amount": pa.array([1, None, None, -1, None], pa.int64()),
+                        "op": ["c", "d", "u", "b", None]})
+
+
+def test_a_record_that_says_no_state_need_not_keep_the_rules_of_values() -> None:
+    source = marked(operations={"column": "op", "insert": ["c"], "update": ["u"], "delete": ["d"], "before": ["b"]})
+    columns = SimpleNamespace(columns=(column("id", required=True), column("amount", minimum=0), column("op")))
+    found = broken(ContractRules(columns, source, required=["amount"]), ROWS)
+    assert found == {2: ("amount", "amount: is required"), 4: ("amount", "amount: is required")}
+    assert 4 in broken(ContractRules(columns, source), ROWS), "no operation is none that is declared"
+
+
+@pytest.mark.parametrize("value", ["x", "", "C", None])
+def test_an_operation_that_nobody_declared_is_refused(value: str | None) -> None:
+    source = marked(operations={"column": "op", "insert": ["c"], "delete": ["d"]})
+    judge = ContractRules(SimpleNamespace(columns=(column("op"),)), source)
+    assert broken(judge, pa.record_batch({"op": pa.array([value, "c", "d"], pa.string())})) == {
+        0: ("op", "op: an operation of the source, one of c, d")}
+
+
+@pytest.mark.parametrize(("values", "marks"), [
+    ([True], pa.array([True, False, None])), ([1], pa.array([1, 0, None], pa.int32())),
+    (["gone"], pa.array(["gone", "", None])), ([], pa.array([dt.date(2026, 5, 4), None, None])),
+])
+def test_a_tombstone_needs_no_values_and_every_other_record_does(values: list, marks: pa.Array) -> None:
+    judge = ContractRules(SimpleNamespace(columns=(column("amount", required=True), column("mark"))),
+                          marked(deleted={"column": "mark", "values": values}))
+    rows = pa.record_batch({"amount": pa.array([None, None, None], pa.int64()), "mark": marks})
+    assert set(broken(judge, rows)) == {1, 2}
