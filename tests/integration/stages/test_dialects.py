@@ -14,6 +14,7 @@ import numpy as np
 import psycopg
 import pytest
 
+from barecount_assets.stages.ingestion import json_texts
 from resources.data_utilities.time_zones import rules_of
 from resources.runtime.database import Database
 from resources.runtime.settings import Settings
@@ -31,6 +32,16 @@ MOMENTS = (
     "2011-01-04 10:00:00", "2011-12-31 23:59:59.999999", "2012-02-29 00:00:00.000001", "1999-03-28 01:30:00",
     "2026-10-25 01:30:00.5",
 )
+DOCUMENTS = (
+    '{"a":1.10,"b":[1.50,{"c":0.10}],"d":{"c":"x\\"y\\\\"}}', '{"a":12345678901234567.89,"d":{"c":null}}',
+    '{"a":1e3,"b":[],"d":"{\\"c\\":5}"}', '{"a":-0.0,"b":[true,false],"d":{"c":"2026-01-05, -7"}}', '[1,2.50]',
+    '"é \\u0001 7"',
+    '12345678901234567890.5', "true", "null", "no json", "", '{"0":"zero","a b":"s","i.j":9007199254740993}',
+)  # fmt: skip
+PATHS: tuple[tuple[str | int, ...], ...] = (
+    (), ("a",), ("b",), ("b", 0), ("b", 1), ("b", 1, "c"), ("d",), ("d", "c"), (0,), (1,), ("a b",), ("i.j",), ("0",),
+    ("none", "c"),
+)  # fmt: skip
 AMOUNTS = (("1.005", "3"), ("-0.015", "-7"), ("999999999999.999", "2"))
 ENGINES = ("postgres", "duckdb")
 ZONES = (
@@ -113,6 +124,8 @@ STATEMENTS = {
                 "{{ iso_timestamp(local_timestamp('c0')) }}, {{ local_date('c0') }}"
                 + "".join(f", {{{{ iso_timestamp(local_timestamp('c0', '{zone}')) }}}}" for zone in ZONES)
                 + f" from ({_values([(instant,) for instant in INSTANTS], 'timestamptz')}) as given",
+    "json": "select c0" + "".join(f", {{{{ json_field{('c0', *path)!r} }}}}" for path in PATHS).replace(",) }}", ") }}")
+            + f" from ({_values([(text,) for text in DOCUMENTS], 'text')} union all select null) as given",
     "sums": "select cast(sum(c0) as {{ type_measure() }}), "
             "cast(cast(sum(c0) as numeric(18, 2)) as {{ type_measure() }}), "
             "cast(greatest(max(c0) - sum(c0), 0) as numeric(18, 3)), cast(max(c1) * min(c0) as numeric(18, 3)) "
@@ -159,6 +172,26 @@ def test_what_clocks_show_is_by_the_pinned_rules_whatever_the_session(
         for found in (on_postgres(database, rendered["postgres"]["instants"], session),
                       on_duckdb(rendered["duckdb"]["instants"], session)):
             assert {row[1]: row[3:] for row in found} == expected
+
+
+def test_a_part_of_json_is_what_the_source_wrote(
+    rendered: dict[str, dict[str, str]], database: Database
+) -> None:
+    def part(text: str, path: tuple[str | int, ...]) -> str:
+        try:
+            value = json_texts.value_of(text)
+        except ValueError:
+            return "None"
+        for step in path:
+            inside = isinstance(value, dict) and step in value if isinstance(step, str) else (
+                isinstance(value, list) and step < len(value))
+            if not inside:
+                return "None"
+            value = value[step]
+        return str(value) if type(value) is str else "None" if value is None else json_texts.json_text(value)
+
+    expected = _rows([(text, *(part(text, path) for path in PATHS)) for text in DOCUMENTS])
+    assert [row for row in on_postgres(database, rendered["postgres"]["json"]) if row[0] != "None"] == expected
 
 
 def test_a_ratio_is_the_exact_quotient_rounded_once_half_away_from_zero(
