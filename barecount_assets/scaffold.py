@@ -1,8 +1,8 @@
 """The first version of a pipeline, written from a sample of its source.
 
-`plan` looks at a folder of CSV files and proposes every file a pipeline needs: tenant, contracts of each layer, a GDP
-model, a KPI model, the KPI's specification and the manifest. Types are guessed here, once, for a person to review; the
-platform itself never guesses.
+`plan` looks at a folder of CSV, JSON Lines or Parquet files and proposes every file a pipeline needs: tenant, contracts
+of each layer, a GDP model, a KPI model, the KPI's specification and the manifest. Types are guessed here, once, for a
+person to review; the platform itself never guesses.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from resources.governance.manifests import MAX_REFUSED
 from resources.runtime.errors import BareCountError, ErrorCode
 
 _SAMPLE_ROWS = 10_000
+_FORMATS = {"csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}  # by ending
 _GDP_COLUMNS = (
     ("tenant_id", "text", "Tenant that owns the row."),
     ("row_hash", "bytea", "SHA-256 over the business columns."),
@@ -54,14 +55,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Field:
-    """A column of the source: its name there, its name here, its proposed PostgreSQL type."""
+    """A column of the source: its names there and here, its proposed type; `listed`: JSON that is always a list."""
 
     source_name: str
     name: str
     kind: str
+    listed: bool = False
 
     @property
     def logical_type(self) -> str:
+        if self.kind == "json":
+            return "array" if self.listed else "object"
         if self.kind.startswith("numeric") or self.kind == "double precision":
             return "number"
         return {"bigint": "integer", "text": "string", "timestamptz": "timestamp"}.get(self.kind, self.kind)
@@ -101,15 +105,32 @@ def write(project: Path, contents: Mapping[Path, str]) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    found = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    found = [path]
+    if path.is_dir():
+        by_format = [sorted(path.glob(f"*.{ending}")) for ending in _FORMATS]
+        found = next((files for files in by_format if files), [])
     if not found or not found[0].is_file():
-        raise BareCountError(ErrorCode.SOURCE_NOT_FOUND, f"no CSV file at {path}",
-                             hint="name a folder with *.csv files, or one file")
+        endings = ", ".join(f"*.{ending}" for ending in _FORMATS)
+        raise BareCountError(ErrorCode.SOURCE_NOT_FOUND, f"no file of {endings} at {path}",
+                             hint="name a folder with such files, or one file")
     return found
+
+
+def _format_of(file: Path) -> str:
+    """The format by the file's ending; CSV for one that says nothing."""
+    return _FORMATS.get(file.suffix.removeprefix(".").lower(), "csv")
 
 
 def _fields(file: Path, delimiter: str) -> list[Field]:
     """Columns and proposed types of a file's first rows."""
+    fields = {"csv": _csv_fields, "jsonl": _jsonl_fields, "parquet": _parquet_fields}[_format_of(file)](file, delimiter)
+    if not fields:
+        raise BareCountError(ErrorCode.SOURCE_MALFORMED, f"{file.name} names no field",
+                             hint="name a file with records, or write the declarations by hand")
+    return fields
+
+
+def _csv_fields(file: Path, delimiter: str) -> list[Field]:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -123,6 +144,56 @@ def _fields(file: Path, delimiter: str) -> list[Field]:
         raise BareCountError(ErrorCode.SOURCE_MALFORMED, f"{file.name} cannot be read as CSV: {error}",
                              hint="give the right --delimiter, or write the files by hand") from error
     return [Field(column, column_name(column), _kind(batch.column(i))) for i, column in enumerate(batch.schema.names)]
+
+
+def _jsonl_fields(file: Path, delimiter: str) -> list[Field]:
+    """Members of the first objects. What is nested is JSON, as is what is of several kinds."""
+    from itertools import islice
+
+    from barecount_assets.stages.ingestion.json_texts import Refused, strict_object
+
+    values: dict[str, list[Any]] = {}
+    with file.open("rb") as lines:
+        for line in islice((line for line in lines if line.strip()), _SAMPLE_ROWS):
+            try:
+                for name, value in strict_object(line.strip()).items():
+                    values.setdefault(name, []).append(value)
+            except Refused as error:
+                raise BareCountError(ErrorCode.SOURCE_MALFORMED, f"{file.name} cannot be read as JSON Lines: "
+                                     f"{error.args[1]}", hint="one JSON object a line") from error
+    return [Field(name, column_name(name), _kind_of_json(found), {*map(type, found)} <= {list, type(None)})
+            for name, found in values.items()]
+
+
+def _kind_of_json(values: list[Any]) -> str:
+    import pyarrow as pa
+
+    from barecount_assets.stages.ingestion.json_texts import Number
+    from barecount_assets.stages.ingestion.relanding import infer_type
+
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return "boolean"
+    if kinds in ({str}, {Number}):
+        kind = infer_type(iter([pa.array([None if value is None else str(value) for value in values], pa.string())]))
+        if kinds == {Number}:
+            return "double precision" if kind == "text" else kind
+        return kind if kind in ("date", "timestamp", "timestamptz") else "text"
+    return "json" if kinds else "text"
+
+
+def _parquet_fields(file: Path, delimiter: str) -> list[Field]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from resources.governance.drift import physical_type_of
+
+    try:
+        schema = parquet.read_schema(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BareCountError(ErrorCode.SOURCE_MALFORMED, f"{file.name} cannot be read as Parquet: {error}",
+                             hint="name a complete file, or write the declarations by hand") from error
+    return [Field(field.name, column_name(field.name), physical_type_of(str(field.type)) or "text") for field in schema]
 
 
 def _kind(values: Any) -> str:
@@ -210,7 +281,11 @@ class _Draft:
     @property
     def gdp_fields(self) -> list[tuple[str, str, str]]:
         """(name, type, description) of the GDP's business columns: the source's, and the day of the date."""
-        own = [(f.name, f.kind, f"{f.source_name} as the source has it.") for f in self.fields]
+        own = [
+            (f.name, "text", f"{f.source_name} as JSON; json_field takes parts out.") if f.kind == "json"
+            else (f.name, f.kind, f"{f.source_name} as the source has it.")
+            for f in self.fields
+        ]
         where = ", where the tenant is" if self.date.kind == "timestamptz" else ""
         return [*own, ("business_date", "date", f"Day of {self.date.name}{where}.")]
 
@@ -342,7 +417,8 @@ class _Draft:
         elif any(name_dates.look_for_date(path.name) for path in self.sources):
             source["order"] = "landing"
         source["path"] = str(self.request.path.resolve())
-        source["format"] = {"type": "csv", "delimiter": self.request.delimiter}
+        kind = _format_of(self.sources[0])
+        source["format"] = {"type": kind, **({"delimiter": self.request.delimiter} if kind == "csv" else {})}
         return {
             "apiVersion": "barecount/v1", "kind": "Pipeline",
             "metadata": {

@@ -187,7 +187,7 @@ def _backfill(
 @command(app)
 def new(
     pipeline: Annotated[str, typer.Argument(help="Name of the new pipeline.")],
-    source: Annotated[Path, typer.Option("--source", help="Folder of CSV files, or one file.")],
+    source: Annotated[Path, typer.Option("--source", help="Folder of CSV, JSON Lines or Parquet files, or one file.")],
     key: Annotated[str, typer.Option("--key", help="Column that identifies a record.")],
     date: Annotated[str, typer.Option("--date", help="Column with the day a record belongs to.")],
     measure: Annotated[str, typer.Option("--measure", help="Column the first KPI sums up.")],

@@ -107,12 +107,17 @@ def _unfit(old: str, new: str) -> str:
     if (old, new) in (("timestamptz", "timestamp"), ("timestamptz", "date"), ("timestamp", "timestamptz"),
                       ("date", "timestamptz")):
         return _ANY
+    if new == "double precision" and (old == "bigint" or old.startswith("numeric")):
+        return _NOT_EXACT
     return _WITHOUT_OFFSET if new == "timestamptz" else _UNFIT
 
 
 _ABOUT_INSTANTS = "; timestamptz is a point in time, and the others do not say in which zone they are"
 _UNFIT = "select count(*) from {table} where not pg_input_is_valid({column}::text, {name})"
 _ANY = "select count({column}) from {table}"
+_NOT_EXACT = (
+    "select count(*) from {table} where {column}::double precision::text::numeric <> {column}::numeric"
+)
 _WITHOUT_OFFSET = (
     "select count(*) from {table} where not pg_input_is_valid({column}::text, {name}) "
     "or {column}::text !~ ':[0-9.]+ ?(Z|UTC|[+-][0-9:]+)$'"

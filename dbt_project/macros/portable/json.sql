@@ -43,7 +43,7 @@
 {%- endmacro %}
 
 {% macro default__json_extracted(expression, path) -%}
-    get_json_object({{ expression }}, '$
+    get_json_object(nullif({{ expression }}, 'null'), '$
     {%- for step in path %}{{ "[\\'" ~ step ~ "\\']" if step is string else '[' ~ step ~ ']' }}{% endfor %}')
 {%- endmacro %}
 {% macro duckdb__json_extracted(expression, path) -%}
