@@ -414,7 +414,8 @@ class _Draft:
         start, named = dt.date(2020, 1, 1), self._dated_names()
         if named:
             source["file_name"], start = named
-        elif any(name_dates.look_for_date(path.name) for path in self.sources):
+        if "{date" not in source.get("file_name", "") and any(
+                name_dates.look_for_date(path.name) for path in self.sources):
             source["order"] = "landing"
         source["path"] = str(self.request.path.resolve())
         kind = _format_of(self.sources[0])

@@ -197,6 +197,14 @@ with facts as (
         self._change(MANIFEST, source)
         code_version.cache_clear()
 
+    def declare_column(self, name: str, kind: str) -> None:
+        """Let the source's contracts know one more column."""
+        for layer in ("extraction", "raw"):
+            self._change(f"contracts/datasets/{NAME}/orders/{layer}.yaml", lambda document: document["schema"][0][
+                "properties"].append({"name": name, "physicalType": kind, "logicalType": _LOGICAL.get(kind, "number"),
+                                      "classification": "internal", "description": name}))
+        code_version.cache_clear()
+
     def accept_contracts(self) -> None:
         """A steward accepts what breaks somebody."""
         result = self.project.command("contracts", "sync", "--reason", "agreed with consumers")

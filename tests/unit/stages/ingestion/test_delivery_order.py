@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from barecount_assets.stages.ingestion.delivery_order import (
+    cursor_key,
     instant_key,
     landing_key,
     natural_key,
@@ -82,6 +83,17 @@ def test_replayed_records_come_after_their_delivery_and_before_the_next(one: int
     assert binary(landing_key(one)) < first
     assert (first < binary(landing_key(other))) == (one < other)
     assert (first < binary(replay_key(landing_key(other), b))) == ((one, a) < (other, b))
+
+
+@pytest.mark.parametrize(("kind", "oldest_first"), [
+    ("int8", ["-12", "-2", "9", "10", "100"]), ("numeric", ["-1.50", "-1.5e-7", "0", "0.10", "9.9", "1e1"]),
+    ("datetime", ["2026-05-04 09:00:00", "2026-05-04 09:00:00.000001", "2026-05-04T10:00:00"]),
+    ("timestamptz", ["2026-05-04 09:00:00+02", "2026-05-04 08:00:00+00", "2026-05-04 09:00:00-01:00"]),
+    ("date", ["2026-05-04", "2026-10-01"]), ("text", ["10", "9", "a", "é"]), ("uuid", ["0a", "1"]),
+])
+def test_cursors_are_ordered_in_their_type(kind: str, oldest_first: list[str]) -> None:
+    keys = [binary(cursor_key(value, kind)) for value in oldest_first]
+    assert sorted(keys) == keys and len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize("value", [Decimal("NaN"), Decimal("Infinity"), Decimal("-Infinity")])
