@@ -140,12 +140,12 @@ chosen as (select {names} from ranked where rank = 1)
 """)
         self._write(KPI_SQL, f"""
 with facts as (
-    select business_date, {models.dimension}, {models.measure} as amount, count(*) as source_rows
+    select business_date, {models.dimension}, {models.measure} as measured, count(*) as source_rows
     from {{{{ gdp_head('{GDP}') }}}} as gdp
     where {{{{ in_any_affected_period('{KPI}', 'business_date') }}}}
     group by business_date, {models.dimension}
 )
-{{{{ kpi_series('{KPI}', facts='facts', date_column='business_date', numerator='sum(amount)',
+{{{{ kpi_series('{KPI}', facts='facts', date_column='business_date', numerator='sum(measured)',
     source_rows='sum(source_rows)') }}}}
 """)
         grains = [{"name": "by_dimension", "period": "day", "dimensions": [models.dimension]},

@@ -48,6 +48,7 @@ def recovery(new_project: Callable[..., Project], tmp_path_factory: pytest.TempP
         for tree in ("contracts", "dbt_project"):
             shutil.copytree(PROJECT / tree, folder / tree, ignore=shutil.ignore_patterns("target", "logs"))
     edit(folders[1] / "dbt_project/models/kpi/order_to_cash/revenue.sql", "sum(net_amount)", "2 * sum(net_amount)")
+    edit(folders[1] / "contracts/kpis/order_to_cash/revenue.yaml", "version: 1.0.0", "version: 1.1.0")
     edit(folders[1] / "contracts/tenants/acme.yaml", "subdivision: ENG", "subdivision: SCT")
     project = new_project(folders[0])
     changed = Project(replace(project.settings, project_dir=folders[1]), project.database)
