@@ -165,6 +165,7 @@ _SETTLED = """
 select q.dataset, q.quarantine_id, max(a.quarantine_id)
 from platform.quarantine q
 join platform.raw_batch b on b.batch_id = q.batch_id and b.is_current
+    and not exists (select from platform.replaced_batch p where p.batch_id = b.batch_id)
 left join {rejected} r on r.tenant_id = q.tenant_id and r.batch_id = q.batch_id and r.row_number = q.row_number
 left join platform.quarantine a on a.tenant_id = q.tenant_id and a.pipeline = q.pipeline
     and a.stage = 'normalization' and a.batch_id = r.batch_id and a.row_number = r.row_number and a.reason = r.rule
