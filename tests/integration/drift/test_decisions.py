@@ -284,3 +284,19 @@ def test_the_command_lists_shows_and_decides(site: Site, monkeypatch: pytest.Mon
     assert "rejected already by ann: no" in drift("accept", number, "--reason", "yes", code=1)
     assert json.loads(drift("show", number, "--json"))["decision"]["by"] == "ann"
     assert "contract.drift_decided" in drift("accept", number, "--reason", "yes", "--json", code=1)
+
+
+def test_an_acceptance_that_had_no_effect_is_asked_again_and_then_has_one(site: Site) -> None:
+    (drift,) = site.drifts("acme")
+    with site.database.connect() as connection:  # as it was decided before proposals were tried
+        drift_register.decide(connection, drift.drift_id, "accepted", by="ann", reason="fine", now=NOW,
+                              versions=("1.0.0", "1.0.0"))
+        connection.commit()
+    site.ingest("acme", "invoices", SECOND)
+    newest, oldest = site.drifts("acme")
+    assert (newest.status, newest.waiting, oldest.status, oldest.waiting) == ("open", 1, "accepted", 0)
+    site.accept(newest)
+    site.ingest("acme", "invoices", SECOND)
+    assert site.held("acme") == [] and not any(each.waiting for each in site.drifts("acme"))
+    with site.database.connect(autocommit=True) as connection:
+        assert ledger.verify(connection, "acme").intact
