@@ -60,8 +60,10 @@ def _listed(names: Sequence[str]) -> str:
 
 _NOT_SEEN = """
 select u.source_id
-from platform.source_unit u join platform.raw_batch b using (batch_id)
-where u.tenant_id = $1 and u.dataset = $2 and u.withdrawn_seq is null and b.is_current and b.replay_of is null
+from platform.source_unit u
+join platform.raw_batch r using (batch_id)
+join platform.counted_batch b using (batch_id)
+where u.tenant_id = $1 and u.dataset = $2 and u.withdrawn_seq is null and b.is_current and r.replay_of is null
     and (b.partition_date is null or b.partition_date between $3 and $4) and u.source_id <> all($5::text[])
 order by u.delivery_order
 """
