@@ -210,7 +210,8 @@ def test_reconciliation_agrees_with_the_control_totals_of_all_days(retail: Retai
 def test_every_gate_of_every_kpi_was_decided_and_passed(retail: Retail) -> None:
     gates = dict(retail.project.rows("select kpi || ' ' || gate, passed from platform.gate_result"))
     assert gates == dict.fromkeys(
-        [f"{kpi} acceptance" for kpi in KPIS] + ["invoiced_amount reconciliation"], True)
+        [f"{kpi} acceptance" for kpi in KPIS] + ["invoiced_amount reconciliation"]
+        + ["invoices completeness", "control_totals completeness"], True)
 
 
 def test_a_year_is_one_dagster_run(retail: Retail) -> None:

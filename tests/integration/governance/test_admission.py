@@ -148,9 +148,9 @@ def test_quotas_count_rows_received(office: Office) -> None:
             insert into platform.raw_batch (tenant_id, pipeline, dataset, source_id, load_date, is_current,
                 content_sha256, received, accepted, quarantined, object_key, object_sha256, object_bytes, schema_hash,
                 extraction_version, contract_version, contract_hash, software_version, run_token, landed_at,
-                evidence_seq)
+                delivery_order, evidence_seq)
             values ('acme', 'order_to_cash', 'order_to_cash.invoices', 'a.csv', '2026-03-31', true, 'c', 100, 100, 0,
-                'k', 'o', 1, 's', '1', '1', 'h', '1', 't', $1, 1)""", (NOW,))
+                'k', 'o', 1, 's', '1', '1', 'h', '1', 't', $1, '1', 1)""", (NOW,))
     quotas = office.declared.tenant("acme").spec.quotas
     office.change_tenant(quotas=quotas.model_copy(update={"rows_per_day": 101}))
     assert office.admit()["run_start"].allowed

@@ -42,9 +42,9 @@ def test_a_model_that_would_publish_a_confidential_column_is_refused(project: Pa
     model.write_text(leaking)
     code, said = check(project)
     assert code == 1 and not said["valid"]
-    (finding,) = said["findings"]
+    # The model's definition has changed under its version, too: that is a finding of its own.
+    (finding,) = [item for item in said["findings"] if item["field"] == "business_unit"]
     assert finding["file"] == "dbt_project/models/kpi/order_to_cash/revenue.sql"
-    assert finding["field"] == "business_unit"
     assert finding["found"] == ("gdp.customer.name -> kpi.revenue.business_unit -> "
                                 "published.revenue.business_unit")
     assert "confidential_stays_inside" in finding["message"]

@@ -24,8 +24,8 @@ from resources.runtime.errors import BareCountError, ErrorCode
 from tests.conftest import PROJECT
 from tests.lifecycle.harness import until
 
-COLUMNS = ("grain", "period", "period_start", "business_unit", "kpi_version", "value", "numerator", "denominator",
-           "source_rows")
+COLUMNS = ("grain", "period", "period_start", "fiscal_year", "fiscal_period", "business_unit", "kpi_version", "value",
+           "numerator", "denominator", "source_rows")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def _ended() -> Iterator[None]:
 def _series(kpi: Kpi, **changed: Any) -> list[dict[str, Any]]:
     row = {"grain": "month", "period": "2026-03", "period_start": date(2026, 3, 1), "business_unit": "NORTH",
            "kpi_version": kpi.metadata.version, "value": Decimal("31.5"), "numerator": Decimal(63),
-           "denominator": Decimal(2), "source_rows": 7}
+           "denominator": Decimal(2), "source_rows": 7, "fiscal_year": 2026, "fiscal_period": 3}
     return [row, {**row, "business_unit": "SOUTH", **changed}]
 
 
