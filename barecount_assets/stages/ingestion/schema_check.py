@@ -33,9 +33,11 @@ def check(
 ) -> tuple[CheckOutcome, set[int]]:
     """The check over the batches of a run, and the numbers of those that wait.
 
-    It blocks when everything the run brought waits; when other days are there too, they go on, and it warns.
+    It blocks when everything the run brought waits; when other days are there too, they go on, and it warns. It also
+    speaks of batches of the run's days that an earlier run brought and that still wait: a file that has been taken away
+    meanwhile, or the slice before, holds its day as much.
     """
-    shown = _blocking(connection, batches)
+    shown = _blocking(connection, [*_waiting_before(connection, spec, extraction), *batches])
     waiting = {number for number, item in shown.items() if item.outcome == "waiting"}
     noted = sorted({text for batch in batches if (text := _noted(batch))})
     if not waiting:
@@ -44,8 +46,8 @@ def check(
         parts = [decided or said, *(f"noted: {text}" for text in noted[:_SAMPLES])]
         return CheckOutcome(NAME, extraction.dataset, True, True, ". ".join(parts), {"noted": noted}), waiting
     held = set(drift_register.held_days(connection, spec.tenant_id, spec.pipeline))
-    everything = all(batch["partition_date"] is None and None in held or _day(batch) in map(str, held)
-                     for batch in batches)
+    everything = bool(batches) and all(
+        batch["partition_date"] is None and None in held or _day(batch) in map(str, held) for batch in batches)
     drifts = sorted({shown[number].drift_id for number in waiting})
     first = "; ".join(sorted(shown[number].text for number in waiting)[:_SAMPLES])
     verb = "waits" if everything else "waits, other days go on"
@@ -57,6 +59,14 @@ def check(
         {"drifts": drifts, "waiting": len(waiting), "partitions": sorted(str(day or "undated") for day in held),
          "noted": noted},
     ), waiting
+
+
+def _waiting_before(
+    connection: psycopg.Connection, spec: StageSpec, extraction: Contract
+) -> list[dict[str, Any]]:
+    """The batches of the dataset that count and wait, of the run's days or of none, whoever brought them."""
+    first, last = spec.window or (None, None)
+    return fetch_dicts(connection, _WAITING, (spec.tenant_id, spec.pipeline, extraction.dataset, first, last))
 
 
 def _blocking(connection: psycopg.Connection, batches: Collection[Mapping[str, Any]]) -> dict[int, _Shown]:
@@ -86,3 +96,13 @@ def _changes(batch: Mapping[str, Any]) -> list[Change]:
 
 def _day(batch: Mapping[str, Any]) -> str:
     return str(batch["partition_date"])
+
+
+_WAITING = """
+select b.batch_id, b.source_id, b.partition_date
+from platform.drift_batch w
+join platform.raw_batch b using (batch_id)
+where w.tenant_id = $1 and w.outcome = 'waiting' and b.pipeline = $2 and b.dataset = $3 and b.is_current
+    and (b.partition_date is null or b.partition_date between $4::text::date and $5::text::date)
+order by b.batch_id
+"""

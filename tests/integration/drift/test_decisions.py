@@ -70,6 +70,18 @@ def test_two_stewards_at_once_leave_one_decision(site: Site) -> None:
     second.close()
 
 
+def test_a_day_that_waits_is_told_of_also_when_its_file_is_gone(site: Site) -> None:
+    site.deliver("acme", "invoices", SECOND, invoices(SECOND, discount=True)).unlink()
+    site.deliver("acme", "invoices", THIRD, invoices(THIRD))
+    both, other = (site.ingest("acme", "invoices", *days) for days in ((SECOND, THIRD), (THIRD,)))
+    check = schema_check(both)
+    assert (check.passed, check.blocking, check.details["partitions"]) == (False, False, [SECOND])
+    assert f"invoices_{SECOND}.csv: " in check.summary
+    assert schema_check(other).passed  # a run of another day is about that day
+    site.reject(site.drifts("acme")[0])
+    assert schema_check(site.ingest("acme", "invoices", SECOND, THIRD)).passed
+
+
 def test_a_decision_is_on_record_with_who_why_and_when_and_the_ledger_verifies(site: Site) -> None:
     site.reject(site.drifts("acme")[0])
     site.ingest("acme", "invoices", SECOND)
