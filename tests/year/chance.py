@@ -56,14 +56,15 @@ class Year:
     def _change(self, model: Model) -> Step:
         changes: list[tuple[int, Callable[[Model], Step]]] = [
             (8, self._new_day), (4, self._late), (4, self._corrected), (4, self._as_it_was), (2, self._another_file),
-            (2, self._moved), (2, self._copied), (1, self._removed), (1, self._emptied), (4, self._edited),
+            (2, self._moved), (2, self._copied), (1, self._removed), (1, self._emptied), (2, self._withdrawn),
+            (4, self._edited),
         ]
         (change,) = self._random.choices([change for _, change in changes], [weight for weight, _ in changes])
         return change(model)
 
     def _beside(self, model: Model) -> Iterator[Step]:
         """Something happens to the stock, the ledger or the till, and it runs."""
-        pipeline = self._random.choice(("ledger",))
+        pipeline = self._random.choice(("stock", "ledger", "till"))
         for _ in range(self._random.choice((1, 1, 2, 3))):
             if pipeline == "stock":
                 day = self.day - dt.timedelta(days=self._random.choice((0, 0, 0, 1, 9)))
@@ -133,6 +134,11 @@ class Year:
 
     def _removed(self, model: Model) -> Step:
         return steps.Remove(self._known(model))
+
+    def _withdrawn(self, model: Model) -> Step:
+        if model.withdrawn and self._random.random() < 0.5:
+            return steps.Withdraw(self._random.choice(sorted(model.withdrawn)), undo=True)
+        return steps.Withdraw(self._random.choice(sorted(model.units) or ["orders_2026-03-02.csv"]))
 
     def _file(self, name: str, orders: tuple[Order, ...]) -> Step:
         """A file, which now and then has a column that no contract declares, or did not at first."""

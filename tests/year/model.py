@@ -144,6 +144,7 @@ class Model:
     files: dict[str, Content] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
     counting: dict[str, Unit] = field(default_factory=dict)
+    withdrawn: set[str] = field(default_factory=set)
     batches: dict[tuple[str, Content], Batch] = field(default_factory=dict)
     rejected: set[tuple[str, int]] = field(default_factory=set)
     numbers: Numbers = field(default_factory=Numbers)
@@ -182,6 +183,8 @@ class Model:
                 return self._run()
             case steps.Decide(accept):
                 self._decide(accept)
+            case steps.Withdraw(name, undo):
+                return self._withdraw(name, undo)
             case steps.Restart():
                 pass
             case _:
@@ -196,10 +199,12 @@ class Model:
             if name not in self.units or self.units[name].content != self.files[name]:
                 self.landed += 1
                 self.units[name] = Unit(self.files[name], day_in(name), self.landed)
-        for unit in self.units.values():
+                self.withdrawn.discard(name)
+        for unit in self.said().values():
             self._judge(unit)
-        held = {unit.day for unit in self.units.values() if self.batch_of(unit).waits}
-        self.counting.update({name: unit for name, unit in self.units.items() if unit.day not in held})
+        held = {unit.day for unit in self.said().values() if self.batch_of(unit).waits}
+        self.counting = {name: unit for name, unit in self.counting.items() if unit.day in held} | {
+            name: unit for name, unit in self.said().items() if unit.day not in held}
         self.numbers.keep(self.head(), self.step)
         if not self.numbers.open_rows() or self._too_much_is_refused():
             return "gate.failed"  # nor is a KPI without a single value published
@@ -207,6 +212,18 @@ class Model:
         shop, amount = self.design.column_of("shop").name, self.design.column_of("amount").name
         self.numbers.published = self.numbers.series(shop, amount, self.design.factor)
         return "contract.schema_drift" if held else None
+
+    def said(self) -> dict[str, Unit]:
+        """The units that count, or would if nothing waited."""
+        return {name: unit for name, unit in self.units.items() if name not in self.withdrawn}
+
+    def _withdraw(self, name: str, undo: bool) -> str | None:
+        if name not in self.units:
+            return "declaration.unknown"
+        if (name in self.withdrawn) is not undo:
+            return "usage"
+        self.withdrawn ^= {name}
+        return None
 
     def _too_much_is_refused(self) -> bool:
         """Whether more is refused than is tolerated, of all that counts or of one content."""
@@ -227,7 +244,7 @@ class Model:
             batch.rules = self.design.rules
 
     def _decide(self, accept: bool) -> None:
-        waiting = {name: self.batch_of(unit) for name, unit in self.units.items() if self.batch_of(unit).waits}
+        waiting = {name: self.batch_of(unit) for name, unit in self.said().items() if self.batch_of(unit).waits}
         questions = {(self.units[name].content.extra, batch.version) for name, batch in waiting.items()}
         if accept:
             for extra in sorted({extra for extra, _ in questions} - set(self.design.declared)):
@@ -249,7 +266,7 @@ class Model:
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Records received, accepted and refused, by file that was read."""
-        return {name: self._counted(unit) for name, unit in self.units.items()}
+        return {name: self._counted(unit) for name, unit in self.said().items()}
 
     def _counted(self, unit: Unit) -> tuple[int, int, int]:
         rules, orders = self.batch_of(unit).rules, unit.content.orders

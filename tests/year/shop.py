@@ -23,7 +23,7 @@ FIRST, LAST = dt.date(2026, 1, 1), dt.date(2026, 12, 31)
 HEADER = ("order_id", "ordered_at", "shop", "amount", "note")
 SOURCES: Mapping[str, Mapping[str, Any]] = {
     "stock": {"connector": "files", "path": "{data_dir}/drop/stock", "file_name": "stock_{date}.csv",
-              "format": {"type": "csv"}},
+              "format": {"type": "csv"}, "delivers": "snapshot"},
     "ledger": {"connector": "sql", "dsn": "${env:YEAR_TABLES}", "table": "ledger", "cursor_column": "seq",
                "overlap": 5},
     "till": {"connector": "sql", "dsn": "${env:YEAR_TABLES}", "table": "till"},

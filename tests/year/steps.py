@@ -235,12 +235,20 @@ class Decide(Step):
 
 
 @dataclass(frozen=True)
+class Withdraw(Step):
+    """What a file brought shall count no more, or with `undo` again."""
+
+    name: str
+    undo: bool = False
+
+
+@dataclass(frozen=True)
 class Restart(Step):
     """The database server restarts between two runs."""
 
 
 KINDS = (Deliver, Move, Copy, Remove, Count, Book, Strike, Rename, Retype, Drop, Add, Reorder, Formula, Engine, Demand,
-         Tolerate, Zone, Run, Decide, Restart)
+         Tolerate, Zone, Run, Decide, Withdraw, Restart)
 
 
 

@@ -91,12 +91,14 @@ def test_the_model_cuts_days_where_the_tenant_is() -> None:
 
 
 def test_steps_read_back_from_json_are_the_steps_that_were_written() -> None:
-    model, sequence = Model(files={DAY: Content((NORTH,))}), []
-    for _, step in zip(range(3_000), Year(1).steps(model), strict=False):
-        sequence.append(step)
-        model.apply(step)
+    sequence = []
+    for seed in range(10):
+        model = Model(files={DAY: Content((NORTH,))})
+        for _, step in zip(range(200), Year(seed).steps(model), strict=False):
+            sequence.append(step)
+            model.apply(step)
     assert steps.from_json(steps.to_json(sequence)) == sequence
-    assert {type(step) for step in sequence} >= set(steps.KINDS) - {steps.Count, steps.Strike}
+    assert {type(step) for step in sequence} == set(steps.KINDS)
 
 
 def test_a_seed_gives_the_same_year_each_time() -> None:

@@ -30,6 +30,7 @@ from barecount_assets.instance import open_instance
 from barecount_assets.lifecycle import RunRequest
 from barecount_assets.stages import execute
 from barecount_assets.stages.environment import StageEnvironment
+from barecount_assets.withdrawal import withdraw
 from resources.governance import drift_register, registry
 from resources.runners.stage import StageReceipt
 from resources.runtime import embedded, migrations
@@ -127,6 +128,11 @@ class World:
                 return error
             case steps.Decide(accept):
                 self._decide(accept)
+            case steps.Withdraw(name, undo):
+                try:
+                    withdraw(self.environment(), PIPELINE, "orders", name, TENANT, "steward", "it was wrong", undo=undo)
+                except BareCountError as error:
+                    return error.code.value
             case steps.Restart():
                 self._ground.restart()
             case _:
@@ -450,12 +456,12 @@ order by row_version, valid_from_run
 _COUNTS = """
 select u.source_id, b.received, b.accepted, b.quarantined
 from platform.source_unit u join platform.raw_batch b using (batch_id)
-where u.tenant_id = $1 and u.dataset = $2
+where u.tenant_id = $1 and u.dataset = $2 and u.withdrawn_seq is null
 """
 _OPEN = """
 select u.source_id, count(*)
 from platform.source_unit u join platform.quarantine_record q using (batch_id)
-where u.tenant_id = $1 and u.dataset = $2 and q.state = 'open' and q.stage = 'ingestion'
+where u.tenant_id = $1 and u.dataset = $2 and u.withdrawn_seq is null and q.state = 'open' and q.stage = 'ingestion'
 group by 1
 """
 _TABLE = """
