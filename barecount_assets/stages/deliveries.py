@@ -238,9 +238,9 @@ def _refuse_ambiguous(source: AnySource, batches: Sequence[Delivered]) -> None:
         )
 
 
-_ANY_UNIT = "select from platform.source_unit where tenant_id = $1 and dataset = $2 limit 1"
+_ANY_UNIT = "select 1 from platform.source_unit where tenant_id = $1 and dataset = $2 limit 1"
 _NOT_NOTED = """
-select from platform.source_unit u
+select 1 from platform.source_unit u
 left join platform.absent_unit a using (tenant_id, dataset, source_id)
 where tenant_id = $1 and dataset = $2 and (source_id = any($3)) = (a.source_id is not null)
 limit 1
