@@ -24,6 +24,7 @@ from resources.runtime.errors import BareCountError, ErrorCode
 
 _SAMPLE_ROWS = 10_000
 _FORMATS = {"csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}  # by ending
+_DECIMAL = "numeric(18,6)"
 _GDP_COLUMNS = (
     ("tenant_id", "text", "Tenant that owns the row."),
     ("row_hash", "bytea", "SHA-256 over the business columns."),
@@ -246,7 +247,7 @@ def _require_types(draft: _Draft) -> None:
         raise BareCountError(ErrorCode.SOURCE_MALFORMED,
                              f"column {draft.date.source_name} is {draft.date.kind}, a date or timestamp is needed",
                              hint="ISO 8601 dates are recognised; other formats are declared by hand")
-    if not (draft.measure.kind.startswith("numeric") or draft.measure.kind == "bigint"):
+    if not (draft.measure.kind.startswith("numeric") or draft.measure.kind in ("bigint", "double precision")):
         raise BareCountError(ErrorCode.SOURCE_MALFORMED,
                              f"column {draft.measure.source_name} is {draft.measure.kind}, a number is needed",
                              hint="choose another --measure")
@@ -281,11 +282,15 @@ class _Draft:
     @property
     def gdp_fields(self) -> list[tuple[str, str, str]]:
         """(name, type, description) of the GDP's business columns: the source's, and the day of the date."""
-        own = [
-            (f.name, "text", f"{f.source_name} as JSON; json_field takes parts out.") if f.kind == "json"
-            else (f.name, f.kind, f"{f.source_name} as the source has it.")
-            for f in self.fields
-        ]
+        other = {
+            "json": ("text", "as JSON; json_field takes parts out."),
+            # Doubles have no one text on every engine; decimals have, and add up to the same sum in any order.
+            "double precision": (_DECIMAL, "rounded to six decimals."),
+        }
+        own = []
+        for f in self.fields:
+            kind, said = other.get(f.kind, (f.kind, "as the source has it."))
+            own.append((f.name, kind, f"{f.source_name} {said}"))
         where = ", where the tenant is" if self.date.kind == "timestamptz" else ""
         return [*own, ("business_date", "date", f"Day of {self.date.name}{where}.")]
 

@@ -102,18 +102,28 @@
     ) }}
 {%- endmacro %}
 
-{#- Select of a model's rows in declared order, stamped as first versions opened by this run. -#}
+{#-
+  Select of a model's rows in declared order, stamped as first versions opened by this run. Hashes are of the declared
+  types: what a raw column is of may change with an accepted drift.
+-#}
 {% macro versioned(rows) -%}
 select
     {%- for column in (business_columns() if execute else []) %}
-    cast({{ column['name'] }} as {{ column_type(column['data_type']) }}) as {{ column['name'] }},
+    typed_row.{{ column['name'] }},
     {%- endfor %}
     cast({{ run_tenant() }} as {{ dbt.type_string() }}) as tenant_id,
     {{ row_hash() if execute else 'null' }} as row_hash,
     1 as row_version,
     {{ run_id() }} as valid_from_run,
     cast(null as bigint) as valid_to_run
-from {{ rows }}
+from (
+    select
+    {%- for column in (business_columns() if execute else [{'name': '1', 'data_type': 'integer'}]) %}
+        cast({{ column['name'] }} as {{ column_type(column['data_type']) }})
+        {%- if execute %} as {{ column['name'] }}{{ ',' if not loop.last }}{% endif %}
+    {%- endfor %}
+    from {{ rows }}
+) as typed_row
 {%- endmacro %}
 
 {#- Predicate: two aliases agree on the tenant and the columns. -#}

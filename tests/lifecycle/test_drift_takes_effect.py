@@ -184,6 +184,26 @@ def test_months_of_other_precision_names_and_null_columns_are_one_dataset(
         ("d", Decimal("1.5"), Decimal(0))]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_as_new_writes_it_goes_on_with_an_accepted_type(
+    new_project: Callable[..., Project], tmp_path: Path, engine: str
+) -> None:
+    def may(source: Path) -> None:
+        month(source, "trips-a.parquet", id=pa.array(["a", "b"]), day=moments("us", "2026-05-05", "2026-05-06"),
+              tip=pa.nulls(2), amount=pa.array([10.1, 12.2]))
+
+    stall = Stall.make(tmp_path, new_project, engine, may)
+    assert stall.publishes() == {"2026-05": Decimal("22.3")}
+    month(stall.source, "trips-b.parquet", id=pa.array(["c"]), day=moments("us", "2026-06-05"),
+          tip=pa.array([1.25]), amount=pa.array([7.1]))
+    assert stall.run() == "contract.schema_drift"
+    stall.accept()
+    assert stall.types()["tip"] == "double precision"
+    assert stall.publishes() == {"2026-05": Decimal("22.3"), "2026-06": Decimal("7.1")}
+    assert stall.head("tip", "amount") == [
+        ("a", None, Decimal("10.1")), ("b", None, Decimal("12.2")), ("c", "1.25", Decimal("7.1"))]
+
+
 SOURCE = """
 create schema {schema};
 create type {schema}.mood as enum ('glad', 'sad');
