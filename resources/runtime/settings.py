@@ -158,4 +158,5 @@ def _digest(trees: list[tuple[Path, Path, tuple[str, ...]]]) -> str:
 
 
 def _is_source(relative: Path) -> bool:
-    return not {"target", "logs", "__pycache__", "dbt_packages"} & set(relative.parts)
+    """Whether a path of a tree is nothing that dbt or Python made: a pipeline may have one of dbt's names."""
+    return relative.parts[0] not in {"target", "logs", "dbt_packages"} and "__pycache__" not in relative.parts

@@ -23,7 +23,8 @@ from resources.runtime.errors import BareCountError, ErrorCode
 
 CONTRACTS = "contracts.json"
 _TREES = {"contracts": (".yaml", ".yml", ".json"), "dbt_project": (".sql", ".yml", ".yaml", ".csv")}
-_NO_SOURCES = {"target", "logs", "dbt_packages", "schemas"}
+_NO_SOURCES = {("dbt_project", "target"), ("dbt_project", "logs"), ("dbt_project", "dbt_packages"),
+               ("contracts", "schemas")}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def pack(project_dir: Path, contracts: Sequence[tuple[str, str, str, str]]) -> A
         for tree, endings in _TREES.items():
             for path in sorted((project_dir / tree).rglob("*")):
                 relative = path.relative_to(project_dir)
-                if path.suffix in endings and path.is_file() and not _NO_SOURCES & set(relative.parts):
+                if path.suffix in endings and path.is_file() and relative.parts[:2] not in _NO_SOURCES:
                     _add(archive, relative.as_posix(), path.read_bytes())
                     files += 1
     return Artefact(hashlib.sha256(buffer.getvalue()).hexdigest(), buffer.getvalue(), files)
