@@ -80,8 +80,11 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
         scope = _scope(connection, spec, last, definition, run_id)
         if scope == "all":
             _require_raw(connection, spec, datasets)
+        # What an earlier run refused may be accepted now, as something else has come: all of it is looked at again.
+        reopens = scope == "all" or quarantine_life.has_open(connection, spec.tenant_id, spec.pipeline)
+        refused_scope = "all" if reopens else "changed"
         variables = {
-            "tenant": spec.tenant_id, "run_id": run_id, "scope": scope,
+            "tenant": spec.tenant_id, "run_id": run_id, "scope": scope, "refused_scope": refused_scope,
             "batches": changed if scope == "changed" else [],
             "currency": tenant.spec.currency, "sources": manifest.sources_for_models,
             **business_days.run_variables(environment.declarations, manifest, tenant),
@@ -98,13 +101,14 @@ def run(spec: StageSpec, environment: StageEnvironment, progress: Progress) -> S
                                     selected, variables, progress)
             with connection.transaction():
                 return _commit(connection, spec, environment, manifest, token, run_id, identity, definition, batches,
-                               held, results, scope, definitions)
+                               held, results, scope, reopens, definitions)
 
 
 def _commit(
     connection: psycopg.Connection, spec: StageSpec, environment: StageEnvironment, manifest: Pipeline, token: str,
     run_id: int, identity: dict[str, Any], definition: dict[str, Any], batches: Sequence[dict[str, Any]],
-    held: Sequence[dt.date | None], results: Sequence[dbt.NodeResult], scope: str, definitions: Sequence[Definition],
+    held: Sequence[dt.date | None], results: Sequence[dbt.NodeResult], scope: str, reopens: bool,
+    definitions: Sequence[Definition],
 ) -> StageReceipt:
     outputs = []
     for model in manifest.spec.transforms.gdp:
@@ -113,9 +117,10 @@ def _commit(
         outputs.append(Output(model, content, rows, versions))
     quarantined = _quarantine(connection, spec, manifest, token)
     quarantine_life.carry_over(connection, spec.tenant_id, [batch["batch_id"] for batch in batches])
-    if scope == "all":
+    if reopens:
+        reason = "the rules changed" if scope == "all" else "what it lacked is there"
         quarantine_life.settle_accepted(
-            connection, spec.tenant_id, spec.pipeline, manifest.spec.transforms.gdp, token, run_id)
+            connection, spec.tenant_id, spec.pipeline, manifest.spec.transforms.gdp, token, run_id, reason)
     fetch(connection, _INCLUDE, (spec.tenant_id, spec.pipeline, run_id, [b["batch_id"] for b in batches],
                                  [b["delivery_order"] for b in batches]))
     engine = engines.identity(manifest.spec.transforms.engine, connection)

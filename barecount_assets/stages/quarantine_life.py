@@ -1,7 +1,8 @@
 """The ends of refused records: accounted for once, with who, why and when, evidence and an event.
 
 `settle` puts a replay or a discard on record; `settle_accepted` closes what normalization refused once and accepts now,
-because its rules changed. Whatever ends a record runs in the transaction that changes the state.
+because its rules changed or what it lacked has come. Whatever ends a record runs in the transaction that changes the
+state.
 """
 
 from __future__ import annotations
@@ -100,8 +101,14 @@ def discard(
     return discarded
 
 
+def has_open(connection: psycopg.Connection, tenant_id: str, pipeline: str) -> bool:
+    """Whether records that normalization refused are still open."""
+    return bool(fetch(connection, _HAS_OPEN, (tenant_id, pipeline)))
+
+
 def settle_accepted(
-    connection: psycopg.Connection, tenant_id: str, pipeline: str, models: Sequence[str], token: str, run_id: int
+    connection: psycopg.Connection, tenant_id: str, pipeline: str, models: Sequence[str], token: str, run_id: int,
+    reason: str = "the rules changed",
 ) -> int:
     """Close open records of normalization that a run over everything refuses no longer; returns how many.
 
@@ -119,7 +126,7 @@ def settle_accepted(
             own = [row for row in rows if row[0] == dataset]
             number = record(connection, Decision(
                 tenant_id, pipeline, dataset, "replayed", f"{dataset}/{model}", token, PLATFORM,
-                "the rules changed", len(own),
+                reason, len(own),
                 {"stage": "normalization", "gdp": model, "run_id": run_id,
                  "accepted": sum(row[2] is None for row in own)}))
             fetch(connection, _SETTLE, ([row[1] for row in own], [row[2] for row in own], number, run_id))
@@ -160,6 +167,12 @@ join platform.quarantine_outcome o on o.quarantine_id = earlier.quarantine_id
 where q.tenant_id = $1 and q.batch_id = any($2) and (o.run_id is null or q.stage = 'ingestion') and not exists (
     select from platform.quarantine_outcome own where own.quarantine_id = q.quarantine_id)
 order by q.quarantine_id, o.decision_id desc
+"""
+_HAS_OPEN = """
+select 1 from platform.quarantine q
+where q.tenant_id = $1 and q.pipeline = $2 and q.stage = 'normalization' and q.payload is not null
+    and not exists (select from platform.quarantine_outcome o where o.quarantine_id = q.quarantine_id)
+limit 1
 """
 _SETTLED = """
 select q.dataset, q.quarantine_id, max(a.quarantine_id)

@@ -5,6 +5,7 @@
     tenant        slug of the tenant whose rows are read and written
     run_id        bigint, the identity of the run that versions are stamped with
     scope         "all" or "changed"
+    refused_scope "all" or "changed", of models that list refused records: "all" while records of earlier runs are open
     batches       ids of raw batches that are new, or ceased to be current, since the last committed run
     kpi_periods   "all" or {kpi: {month: [YYYY-MM, ...], day: [YYYY-MM-DD, ...]}}
     kpi_versions  {kpi: version}
@@ -68,6 +69,9 @@
 {#- True when the run recomputes everything of the tenant. -#}
 {% macro run_covers_all() -%}
     {%- set scope = var('scope', 'all') -%}
+    {%- if execute and declared_model()['name'].endswith('__rejected') -%}
+        {%- set scope = var('refused_scope', scope) -%}
+    {%- endif -%}
     {%- if execute and scope not in ('all', 'changed') -%}
         {{ exceptions.raise_compiler_error("The variable 'scope' is '" ~ scope ~ "'; allowed: all, changed.") }}
     {%- endif -%}

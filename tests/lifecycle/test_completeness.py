@@ -68,6 +68,23 @@ def test_too_many_refused_records_hold_publication_until_they_are_decided(
         "invoices": True, "payments": True, "customers": True}
 
 
+@pytest.mark.parametrize("engine", ["postgres", "duckdb"])
+def test_a_payment_refused_before_its_invoice_came_holds_nothing_after_it(
+    strict: Callable[..., Project], engine: str
+) -> None:
+    project = strict("", engine)
+    books = Books(project.folder("acme"))
+    books.payments("2026-03-18", ("P4", "I7", "2026-03-18", 10))
+    held = _run(project)
+    assert held.exit_code == 1 and "payments completeness" in held.output, held.output
+    books.invoices("2026-03-19", ("I7", "C1", "NORTH", "2026-03-17", 100))
+    done = _run(project)
+    assert done.exit_code == 0, done.output
+    assert project.rows("select reason, state, decision_reason from platform.quarantine_record") == [
+        ("invoice_unknown", "replayed", "what it lacked is there")]
+    assert _run(project).exit_code == 0
+
+
 def test_what_is_refused_is_in_the_last_lines_of_a_run_that_only_warns(strict: Callable[..., Project]) -> None:
     project = strict("{max_refused: 0.01, on_breach: warn}")
     done = _run(project)
